@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/allocator.h"
+
+#include <sys/mman.h>
+
+#include <array>
+#include <bit>
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+
+#include "core/error.h"
+
+namespace fovea {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// Sizes are rounded up to 2^k * {4, 5, 6, 7} / 4: at most 25 % is lost, and a class is an index.
+struct SizeClass {
+  size_t index;
+  size_t bytes;
+};
+
+SizeClass size_class(size_t bytes) {
+  if (bytes <= kAlignment) return {0, kAlignment};
+  const size_t power = static_cast<size_t>(std::bit_width(bytes - 1)) - 1;  // 2^power <= bytes - 1
+  const size_t step = std::max(kAlignment, (size_t{1} << power) / 4);
+  const size_t rounded = (bytes + step - 1) / step * step;
+  const size_t at = static_cast<size_t>(std::bit_width(rounded)) - 1;
+  return {at * 4 + ((rounded >> (at - 2)) & 3), rounded};
+}
+
+class CpuPool {
+ public:
+  void* allocate(size_t bytes) {
+    const SizeClass cls = size_class(bytes);
+    {
+      std::lock_guard lock(mutex_);
+      account(bytes);
+      auto& free = free_[cls.index];
+      if (!free.empty()) {
+        void* block = free.back();
+        free.pop_back();
+        stats_.cached_bytes -= static_cast<int64_t>(cls.bytes);
+        return block;
+      }
+    }
+    void* block = fresh(cls.bytes);
+    if (block == nullptr) {
+      release();
+      block = fresh(cls.bytes);
+    }
+    if (block == nullptr) {
+      std::lock_guard lock(mutex_);
+      stats_.live_bytes -= static_cast<int64_t>(bytes);
+      detail::fail("allocator: no memory for ", bytes, " bytes on cpu (", stats_.live_bytes, " bytes are live)");
+    }
+    return block;
+  }
+
+  void deallocate(void* block, size_t bytes) noexcept {
+    const SizeClass cls = size_class(bytes);
+    std::lock_guard lock(mutex_);
+    stats_.live_bytes -= static_cast<int64_t>(bytes);
+    stats_.cached_bytes += static_cast<int64_t>(cls.bytes);
+    free_[cls.index].push_back(block);
+  }
+
+  MemoryStats stats() {
+    std::lock_guard lock(mutex_);
+    return stats_;
+  }
+
+  void reset_peak() {
+    std::lock_guard lock(mutex_);
+    stats_.peak_bytes = stats_.live_bytes;
+  }
+
+  void release() {
+    std::lock_guard lock(mutex_);
+    for (auto& free : free_) {
+      for (void* block : free) std::free(block);
+      free.clear();
+    }
+    stats_.cached_bytes = 0;
+  }
+
+ private:
+  void account(size_t bytes) {
+    ++stats_.allocations;
+    stats_.live_bytes += static_cast<int64_t>(bytes);
+    stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.live_bytes);
+  }
+
+  static void* fresh(size_t bytes) {
+    if (bytes < kHugePage) return std::aligned_alloc(kAlignment, bytes);
+    const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    void* block = std::aligned_alloc(kHugePage, rounded);
+    if (block != nullptr) madvise(block, rounded, MADV_HUGEPAGE);  // advice: a refusal costs only speed
+    return block;
+  }
+
+  std::mutex mutex_;
+  std::array<std::vector<void*>, 256> free_;
+  MemoryStats stats_;
+};
+
+CpuPool& pool(Device device) {
+  FOVEA_CHECK(device.is_cpu(), "allocator: device ", device, " is not in this build");
+  static CpuPool* cpu = new CpuPool;  // never destroyed: tensors with static lifetime may outlive any order
+  return *cpu;
+}
+
+}  // namespace
+
+void* allocate(size_t bytes, Device device) { return pool(device).allocate(bytes); }
+void deallocate(void* block, size_t bytes, Device device) noexcept { pool(device).deallocate(block, bytes); }
+MemoryStats memory_stats(Device device) { return pool(device).stats(); }
+void reset_peak(Device device) { pool(device).reset_peak(); }
+void release_cached(Device device) { pool(device).release(); }
+
+}  // namespace fovea

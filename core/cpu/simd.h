@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// One vector of floats, 8 lanes under AVX2 and 16 under AVX-512, for files named *.simd.cpp (compiled once for each, see
+// core/cpu/isa.h). Everything here lives in the instruction set's own namespace and is always inlined; such a file
+// includes nothing that defines inline functions elsewhere (no std containers, no Tensor), or the linker could keep an
+// AVX-512 copy of a shared function for every machine.
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+#if defined(__AVX512F__)
+#define FOVEA_SIMD fovea::avx512
+#else
+#define FOVEA_SIMD fovea::avx2
+#endif
+#define FOVEA_INLINE [[gnu::always_inline]] inline
+
+namespace FOVEA_SIMD {
+
+#if defined(__AVX512F__)
+
+inline constexpr int kLanes = 16;
+struct Vec { __m512 v; };
+struct Mask { __mmask16 m; };
+
+FOVEA_INLINE Mask first_lanes(int64_t n) { return {static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << n) - 1u)}; }
+FOVEA_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
+FOVEA_INLINE Vec splat(float x) { return {_mm512_set1_ps(x)}; }
+FOVEA_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+FOVEA_INLINE Vec load(const float* p, Mask k) { return {_mm512_maskz_loadu_ps(k.m, p)}; }
+FOVEA_INLINE void store(float* p, Vec x) { _mm512_storeu_ps(p, x.v); }
+FOVEA_INLINE void store(float* p, Vec x, Mask k) { _mm512_mask_storeu_ps(p, k.m, x.v); }
+FOVEA_INLINE void stream(float* p, Vec x) { _mm512_stream_ps(p, x.v); }  // p 64-byte aligned
+FOVEA_INLINE Vec load(const bf16* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
+}
+FOVEA_INLINE Vec load(const bf16* p, Mask k) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(k.m, p)), 16))};
+}
+// Rounds to nearest even; NaN keeps its upper bits with the quiet bit set.
+FOVEA_INLINE __m256i to_bf16(Vec x) {
+  const __m512i u = _mm512_castps_si512(x.v);
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)),
+                                           _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000)), 16));
+}
+FOVEA_INLINE void store(bf16* p, Vec x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
+FOVEA_INLINE void store(bf16* p, Vec x, Mask k) { _mm256_mask_storeu_epi16(p, k.m, to_bf16(x)); }
+FOVEA_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // a b + c
+FOVEA_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
+FOVEA_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+FOVEA_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+FOVEA_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
+FOVEA_INLINE Vec copysign(Vec magnitude, Vec sign) {
+  const __m512i bit = _mm512_set1_epi32(INT32_MIN);
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign.v), _mm512_castps_si512(magnitude.v), 0xCA))};
+}
+FOVEA_INLINE Mask operator<(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+FOVEA_INLINE Vec select(Mask k, Vec yes, Vec no) { return {_mm512_mask_blend_ps(k.m, no.v, yes.v)}; }
+// x 2^n for whole n, with gradual underflow and overflow to infinity
+FOVEA_INLINE Vec scale_by_power_of_2(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+FOVEA_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+FOVEA_INLINE float max_lane(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+#else
+
+inline constexpr int kLanes = 8;
+struct Vec { __m256 v; };
+struct Mask { __m256 m; };
+
+FOVEA_INLINE Mask first_lanes(int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n > 8 ? 8 : n)), lane))};
+}
+FOVEA_INLINE Vec zero() { return {_mm256_setzero_ps()}; }
+FOVEA_INLINE Vec splat(float x) { return {_mm256_set1_ps(x)}; }
+FOVEA_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+FOVEA_INLINE Vec load(const float* p, Mask k) { return {_mm256_maskload_ps(p, _mm256_castps_si256(k.m))}; }
+FOVEA_INLINE void store(float* p, Vec x) { _mm256_storeu_ps(p, x.v); }
+FOVEA_INLINE void store(float* p, Vec x, Mask k) { _mm256_maskstore_ps(p, _mm256_castps_si256(k.m), x.v); }
+FOVEA_INLINE void stream(float* p, Vec x) { _mm256_stream_ps(p, x.v); }  // p 32-byte aligned
+FOVEA_INLINE Vec load(const bf16* p) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16))};
+}
+FOVEA_INLINE Vec load(const bf16* p, Mask k) {
+  alignas(16) bf16 buffer[8];
+  const int bits = _mm256_movemask_ps(k.m);
+  for (int i = 0; i < 8; ++i) buffer[i].bits = (bits >> i) & 1 ? p[i].bits : uint16_t{0};
+  return load(buffer);
+}
+FOVEA_INLINE __m128i to_bf16(Vec x) {
+  const __m256i u = _mm256_castps_si256(x.v);
+  __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)),
+                                     _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1)));
+  const __m256 nan = _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q);
+  rounded = _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded),
+                                                 _mm256_or_ps(x.v, _mm256_castsi256_ps(_mm256_set1_epi32(0x400000))), nan));
+  const __m256i high = _mm256_srli_epi32(rounded, 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+FOVEA_INLINE void store(bf16* p, Vec x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bf16(x)); }
+FOVEA_INLINE void store(bf16* p, Vec x, Mask k) {
+  alignas(16) bf16 buffer[8];
+  store(buffer, x);
+  const int bits = _mm256_movemask_ps(k.m);
+  for (int i = 0; i < 8; ++i) if ((bits >> i) & 1) p[i] = buffer[i];
+}
+FOVEA_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }    // a b + c
+FOVEA_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
+FOVEA_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+FOVEA_INLINE Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
+FOVEA_INLINE Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+FOVEA_INLINE Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+FOVEA_INLINE Vec copysign(Vec magnitude, Vec sign) {
+  const __m256 bit = _mm256_set1_ps(-0.0f);
+  return {_mm256_or_ps(_mm256_and_ps(bit, sign.v), _mm256_andnot_ps(bit, magnitude.v))};
+}
+FOVEA_INLINE Mask operator<(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
+FOVEA_INLINE Vec select(Mask k, Vec yes, Vec no) { return {_mm256_blendv_ps(no.v, yes.v, k.m)}; }
+// x 2^n for whole n, with gradual underflow and overflow to infinity: the power is applied in two halves
+FOVEA_INLINE Vec scale_by_power_of_2(Vec x, Vec n) {
+  const __m256i whole = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(n.v, _mm256_set1_ps(252.0f)), _mm256_set1_ps(-252.0f)));
+  const __m256i half = _mm256_srai_epi32(whole, 1);
+  const __m256i bias = _mm256_set1_epi32(127);
+  const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+  const __m256 second = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23));
+  return {_mm256_mul_ps(_mm256_mul_ps(x.v, first), second)};
+}
+FOVEA_INLINE float sum(Vec a) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+FOVEA_INLINE float max_lane(Vec a) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+#endif
+
+// 2^x by rounding to n + f with |f| <= 1/2 and a polynomial of degree 6 on f: relative error below 2e-7.
+// -inf gives 0, +inf gives +inf, NaN stays NaN.
+FOVEA_INLINE Vec exp2(Vec x) {
+  const Vec clamped = max(splat(-160.0f), min(splat(160.0f), x));  // min and max return the second operand for NaN
+  const Vec n = round(clamped);
+  const Vec f = clamped - n;
+  Vec p = splat(1.5403530393381610e-4f);
+  p = fma(p, f, splat(1.3333558146428443e-3f));
+  p = fma(p, f, splat(9.6181291076284772e-3f));
+  p = fma(p, f, splat(5.5504108664821580e-2f));
+  p = fma(p, f, splat(2.4022650695910072e-1f));
+  p = fma(p, f, splat(6.9314718055994531e-1f));
+  p = fma(p, f, splat(1.0f));
+  return scale_by_power_of_2(p, n);
+}
+
+// e^x, relative error below 3e-7 for |x| < 88: the product x log2 e is split so that its rounding does not enter.
+FOVEA_INLINE Vec exp(Vec x) {
+  const Vec clamped = max(splat(-110.0f), min(splat(110.0f), x));
+  const Vec n = round(clamped * splat(1.44269504088896341f));
+  Vec r = fnma(n, splat(0.693359375f), clamped);
+  r = fnma(n, splat(-2.12194440e-4f), r);
+  Vec p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  return scale_by_power_of_2(fma(p * r, r, r + splat(1.0f)), n);
+}
+
+// tanh x = sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|); below 0.625 an odd polynomial, so that small x keep
+// their relative accuracy (below 3e-7 everywhere).
+FOVEA_INLINE Vec tanh(Vec x) {
+  const Vec a = abs(x);
+  const Vec e = exp(splat(-2.0f) * a);
+  const Vec large = (splat(1.0f) - e) / (splat(1.0f) + e);
+  const Vec z = a * a;
+  Vec p = splat(-5.70498872745e-3f);
+  p = fma(p, z, splat(2.06390887954e-2f));
+  p = fma(p, z, splat(-5.37397155531e-2f));
+  p = fma(p, z, splat(1.33314422036e-1f));
+  p = fma(p, z, splat(-3.33332819422e-1f));
+  const Vec small = fma(p * z, a, a);
+  return copysign(select(a < splat(0.625f), small, large), x);
+}
+
+}  // namespace FOVEA_SIMD

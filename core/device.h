@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Where a Tensor lives.
+
+#include <cstdint>
+#include <ostream>
+#include <string_view>
+
+namespace fovea {
+
+struct Device {
+  enum class Kind : uint8_t { cpu, cuda, interpreted };
+  Kind kind = Kind::cpu;
+  int index = 0;  // ordinal of the card; 0 for cpu and interpreted
+
+  bool is_cpu() const { return kind == Kind::cpu; }
+  friend bool operator==(const Device&, const Device&) = default;
+};
+
+inline constexpr Device kCpu{};
+
+constexpr std::string_view name(Device::Kind kind) {
+  switch (kind) {
+    case Device::Kind::cpu: return "cpu";
+    case Device::Kind::cuda: return "cuda";
+    case Device::Kind::interpreted: return "interpreted";
+  }
+  return "?";
+}
+
+inline std::ostream& operator<<(std::ostream& out, Device device) {
+  out << name(device.kind);
+  if (device.index != 0) out << ':' << device.index;
+  return out;
+}
+
+// "cpu", "cuda", "cuda:1", "interpreted"; throws for anything else, and for a device this build lacks.
+Device parse_device(std::string_view text);
+
+}  // namespace fovea

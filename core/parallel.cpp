@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/parallel.h"
+
+#include <omp.h>
+
+#include "core/error.h"
+
+namespace fovea {
+namespace {
+int& thread_count() {
+  static int count = omp_get_max_threads();
+  return count;
+}
+}  // namespace
+
+int num_threads() { return thread_count(); }
+
+void set_num_threads(int threads) {
+  FOVEA_CHECK(threads >= 1, "threads: expected at least 1, found ", threads);
+  thread_count() = threads;
+  omp_set_num_threads(threads);
+}
+
+bool detail::in_parallel_region() { return omp_in_parallel() != 0; }
+
+}  // namespace fovea
