@@ -41,8 +41,19 @@ void Variable::set_value(Tensor value) const {
   state_->value = std::move(value);
 }
 
-void Variable::backward(Tensor seed) const { GraphAccess::run_backward(*this, std::move(seed)); }
+void Variable::backward(Tensor seed) const {
+  FOVEA_CHECK(requires_grad(), "backward: the variable does not depend on anything that requires a gradient");
+  if (!seed.defined()) {
+    FOVEA_CHECK(value().numel() == 1, "backward: a seed gradient is needed for shape ", shape());
+    seed = Tensor::full(shape(), 1.0, dtype(), value().device());
+  }
+  GraphAccess::run_backward({*this}, {std::move(seed)});
+}
 
+void backward(const Variables& roots, Tensors seeds) { GraphAccess::run_backward(roots, std::move(seeds)); }
+
+EnableGrad::EnableGrad() : before_(std::exchange(t_grad_enabled, true)) {}
+EnableGrad::~EnableGrad() { t_grad_enabled = before_; }
 NoGrad::NoGrad() : before_(std::exchange(t_grad_enabled, false)) {}
 NoGrad::~NoGrad() { t_grad_enabled = before_; }
 bool grad_enabled() { return t_grad_enabled; }
@@ -84,17 +95,8 @@ Variable GraphAccess::make_output(const std::shared_ptr<Function>& fn, Tensor va
 // order: every consumer of its outputs has already delivered. Nothing recurses, and a Function's saved tensors, inputs
 // and arrived gradients are dropped as soon as it has run.
 
-void GraphAccess::run_backward(const Variable& root, Tensor seed) {
-  FOVEA_CHECK(root.requires_grad(), "backward: the variable does not depend on anything that requires a gradient");
-  if (!seed.defined()) {
-    FOVEA_CHECK(root.value().numel() == 1, "backward: a seed gradient is needed for shape ", root.shape());
-    seed = Tensor::full(root.shape(), 1.0, root.dtype(), root.value().device());
-  }
-  FOVEA_CHECK(seed.shape() == root.shape(), "backward: seed is ", seed.shape(), " but the variable is ", root.shape());
-  if (root.is_leaf()) {
-    accumulate(root.state_->grad, seed.to(root.dtype()));
-    return;
-  }
+void GraphAccess::run_backward(const std::vector<Variable>& roots, std::vector<Tensor> seeds) {
+  FOVEA_CHECK(roots.size() == seeds.size(), "backward: ", roots.size(), " roots but ", seeds.size(), " seeds");
   NoGrad no_grad;
   struct Pending {
     std::shared_ptr<Function> fn;
@@ -114,7 +116,14 @@ void GraphAccess::run_backward(const Variable& root, Tensor seed) {
     accumulate(entry.dout[static_cast<size_t>(to.output)], std::move(gradient));
   };
 
-  deliver(*root.state_, std::move(seed));
+  for (size_t i = 0; i < roots.size(); ++i) {
+    if (!seeds[i].defined() || !roots[i].requires_grad()) continue;
+    FOVEA_CHECK(seeds[i].shape() == roots[i].shape(), "backward: seed is ", seeds[i].shape(), " but the variable is ", roots[i].shape());
+    Tensor seed = seeds[i].to(roots[i].dtype());
+    if (roots[i].is_leaf()) accumulate(roots[i].state_->grad, std::move(seed));
+    else deliver(*roots[i].state_, std::move(seed));
+  }
+  seeds.clear();
   while (!newest.empty()) {
     auto node = pending.extract(newest.top());
     newest.pop();

@@ -12,7 +12,7 @@
 //    private:
 //     double factor_;
 //   };
-//   Variable scale(const Variable& x, double factor) { return apply<ScaleFn>({factor}, x); }   // see apply below
+//   Variable scale(const Variable& x, double factor) { return record(make<ScaleFn>(factor), x); }
 
 #include <memory>
 #include <tuple>
@@ -66,15 +66,18 @@ class Function {
 struct GraphAccess {
   static void attach_inputs(Function& fn, const Variable* const* inputs, size_t count);
   static Variable make_output(const std::shared_ptr<Function>& fn, Tensor value, int output);
-  static void run_backward(const Variable& root, Tensor seed);
+  static void run_backward(const std::vector<Variable>& roots, std::vector<Tensor> seeds);
   static bool records(const Function& fn) { return fn.any_wanted(); }
 };
+
+// Backward from several results of one graph at once; seeds[i] is the gradient of roots[i] (absent: none arrives there).
+void backward(const Variables& roots, Tensors seeds);
 
 // Runs fn->forward(values...) and records it. An absent Variable is passed on as an absent Tensor.
 // forward returns Tensor (result: Variable) or Tensors (result: Variables).
 template <typename F, typename... V>
-auto apply(std::shared_ptr<F> fn, const V&... inputs) {
-  static_assert((std::is_same_v<V, Variable> && ...), "apply takes Variables");
+auto record(std::shared_ptr<F> fn, const V&... inputs) {
+  static_assert((std::is_same_v<V, Variable> && ...), "record takes Variables");
   const std::array<const Variable*, sizeof...(V)> list{&inputs...};
   GraphAccess::attach_inputs(*fn, list.data(), list.size());
   static const Tensor absent;
@@ -92,7 +95,7 @@ auto apply(std::shared_ptr<F> fn, const V&... inputs) {
 
 // The same for a Function whose forward takes a list: Tensors forward(const Tensors&) or Tensor forward(const Tensors&).
 template <typename F>
-auto apply_list(std::shared_ptr<F> fn, const Variables& inputs) {
+auto record_list(std::shared_ptr<F> fn, const Variables& inputs) {
   std::vector<const Variable*> list;
   Tensors values;
   for (const Variable& input : inputs) {
@@ -112,8 +115,7 @@ auto apply_list(std::shared_ptr<F> fn, const Variables& inputs) {
   }
 }
 
-// apply<LayerNormFn>(x, gamma, beta)(options...) reads backwards; this makes the Function from its constructor's
-// arguments:  return apply(make<LayerNormFn>(eps), x, gamma, beta);
+// A Function from its constructor's arguments:  return record(make<LayerNormFn>(eps), x, gamma, beta);
 template <typename F, typename... Args>
 std::shared_ptr<F> make(Args&&... args) {
   return std::make_shared<F>(std::forward<Args>(args)...);

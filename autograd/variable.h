@@ -70,4 +70,16 @@ class NoGrad {
 };
 bool grad_enabled();
 
+// While one lives, recording is on again (recomputation inside a backward).
+class EnableGrad {
+ public:
+  EnableGrad();
+  ~EnableGrad();
+  EnableGrad(const EnableGrad&) = delete;
+  EnableGrad& operator=(const EnableGrad&) = delete;
+
+ private:
+  bool before_;
+};
+
 }  // namespace fovea

@@ -6,8 +6,6 @@
 namespace fovea::nn {
 namespace {
 
-thread_local const RandomScope::State* t_random = nullptr;
-
 std::string join(const std::string& prefix, const std::string& name) { return prefix.empty() ? name : prefix + '.' + name; }
 
 void fill(const Tensor& value, const Init& init, const RngKey& rng) {
@@ -83,15 +81,6 @@ void Module::to(Dtype dtype) {
       if (is_floating(b.tensor->dtype())) *b.tensor = b.tensor->to(dtype);
     }
   });
-}
-
-RandomScope::RandomScope(uint64_t seed, uint64_t step, int64_t first_sample)
-    : state_{seed, step, first_sample}, before_(std::exchange(t_random, &state_)) {}
-RandomScope::~RandomScope() { t_random = before_; }
-
-const RandomScope::State& RandomScope::current() {
-  FOVEA_CHECK(t_random != nullptr, "random: a training forward with dropout needs a RandomScope (seed, step)");
-  return *t_random;
 }
 
 RngKey current_rng(std::string_view purpose, std::string_view path) {

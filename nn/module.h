@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "autograd/variable.h"
+#include "core/random_scope.h"
 #include "core/rng.h"
 
 namespace fovea::nn {
@@ -88,28 +89,8 @@ class Module {
   bool training_ = true;
 };
 
-// ---- randomness inside a forward pass ----------------------------------------------------------------------------
-// While one lives on this thread, dropout and the like draw from (seed, module path, step), and element `index` counts
-// from the first sample of the GLOBAL batch, so that a split over ranks or micro-batches changes nothing.
-class RandomScope {
- public:
-  RandomScope(uint64_t seed, uint64_t step, int64_t first_sample = 0);
-  ~RandomScope();
-  RandomScope(const RandomScope&) = delete;
-  RandomScope& operator=(const RandomScope&) = delete;
-
-  struct State {
-    uint64_t seed = 0;
-    uint64_t step = 0;
-    int64_t first_sample = 0;
-  };
-  // Throws when none is alive: a training forward with dropout needs one.
-  static const State& current();
-
- private:
-  State state_;
-  const State* before_;
-};
+// Randomness inside a forward pass: core/random_scope.h.
+using fovea::RandomScope;
 
 // The stream of the module at `path` for `purpose` ("dropout"), at the current step.
 RngKey current_rng(std::string_view purpose, std::string_view path);

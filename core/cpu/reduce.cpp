@@ -29,7 +29,11 @@ Tensor sum_all(const Tensor& a) {
   return out;
 }
 
-Tensor sum(const Tensor& a, int axis) {
+Tensor sum(const Tensor& a, int axis) { return sum(a, axis, a.dtype()); }
+
+// Axis `axis` of a as [outer, count, inner]. A long `count` is cut into fixed blocks, summed by any thread and then added
+// in order.
+Tensor sum(const Tensor& a, int axis, Dtype dtype) {
   axis = a.shape().wrap(axis);
   const Tensor source = a.contiguous();
   Shape shape;
@@ -40,28 +44,33 @@ Tensor sum(const Tensor& a, int axis) {
     if (i > axis) inner *= a.dim(i);
   }
   const int64_t count = a.dim(axis);
-  Tensor out = Tensor::empty(shape, a.dtype());
-  dispatch_floating(a.dtype(), "sum", [&]<typename T>() {
+  constexpr int64_t kColumns = 256, kRows = 128;
+  const int64_t panels = (inner + kColumns - 1) / kColumns;
+  const int64_t blocks = std::max<int64_t>(1, (count + kRows - 1) / kRows);
+  return dispatch_floating(a.dtype(), "sum", [&]<typename T>() -> Tensor {
     using Acc = accumulator_t<T>;
     const T* data = source.data<T>();
-    T* to = out.data<T>();
-    constexpr int64_t kColumns = 256;  // columns one thread sums at a time, walking down the rows
-    const int64_t panels = (inner + kColumns - 1) / kColumns;
-    parallel_for(0, outer * panels, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, count * std::min(inner, kColumns))),
-                 [&](int64_t begin, int64_t end) {
+    const Tensor partial = Tensor::empty({blocks, outer * inner}, dtype_of<Acc>);
+    parallel_for(0, outer * panels * blocks, 2, [&](int64_t begin, int64_t end) {
       for (int64_t piece = begin; piece < end; ++piece) {
-        const int64_t o = piece / panels, first = piece % panels * kColumns;
+        const int64_t block = piece % blocks, rest = piece / blocks;
+        const int64_t o = rest / panels, first = rest % panels * kColumns;
         const int64_t columns = std::min(kColumns, inner - first);
         Acc total[kColumns] = {};
-        for (int64_t j = 0; j < count; ++j) {
+        for (int64_t j = block * kRows; j < std::min(count, (block + 1) * kRows); ++j) {
           const T* row = data + (o * count + j) * inner + first;
           for (int64_t c = 0; c < columns; ++c) total[c] += static_cast<Acc>(row[c]);
         }
-        for (int64_t c = 0; c < columns; ++c) to[o * inner + first + c] = static_cast<T>(total[c]);
+        std::copy(total, total + columns, partial.data<Acc>() + block * outer * inner + o * inner + first);
       }
     });
+    Acc* sums = partial.data<Acc>();
+    for (int64_t block = 1; block < blocks; ++block) {
+      const Acc* more = sums + block * outer * inner;
+      for (int64_t i = 0; i < outer * inner; ++i) sums[i] += more[i];
+    }
+    return partial.select(0, 0).view(shape).to(dtype);
   });
-  return out;
 }
 
 Tensor sum_to(const Tensor& a, const Shape& shape) {
