@@ -25,7 +25,6 @@
 namespace fovea {
 
 using Tensors = std::vector<Tensor>;
-using Variables = std::vector<Variable>;
 
 class Function {
  public:

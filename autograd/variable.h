@@ -3,6 +3,7 @@
 // Variable: a Tensor that remembers how it was computed. A handle: copies share value and gradient.
 
 #include <memory>
+#include <vector>
 
 #include "core/tensor.h"
 
@@ -56,6 +57,8 @@ class Variable {
   friend struct GraphAccess;
   std::shared_ptr<detail::VariableState> state_;
 };
+
+using Variables = std::vector<Variable>;
 
 // While one lives, nothing is recorded on this thread.
 class NoGrad {

@@ -32,7 +32,7 @@ function(fovea_library folder)
     target_link_libraries(fovea_${folder} PUBLIC fovea_baseline ${ARG_DEPENDS} ${ARG_LINK})
     if(simd)
       # GCC 12 takes the undefined operands inside its own intrinsics for uninitialised variables.
-      set_source_files_properties(${simd} PROPERTIES COMPILE_OPTIONS -Wno-maybe-uninitialized)
+      set_source_files_properties(${simd} PROPERTIES COMPILE_OPTIONS "-Wno-maybe-uninitialized;-Wno-uninitialized")
       foreach(isa avx2 avx512)
         add_library(fovea_${folder}_${isa} OBJECT ${simd})
         target_link_libraries(fovea_${folder}_${isa} PRIVATE fovea_flags)

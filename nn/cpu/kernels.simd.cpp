@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/cpu/kernels.h"
+
+#include "core/cpu/simd.h"
+
+namespace FOVEA_SIMD {
+namespace {
+
+// f(i, mask, tail): full vectors first, then what is left.
+template <typename F>
+FOVEA_INLINE void over(int64_t count, F&& f) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) f(i, first_lanes(kLanes), false);
+  if (i < count) f(i, first_lanes(count - i), true);
+}
+
+template <typename T>
+FOVEA_INLINE Vec get(const T* p, Mask k, bool tail) { return tail ? load(p, k) : load(p); }
+template <typename T>
+FOVEA_INLINE void put(T* p, Vec x, Mask k, bool tail) {
+  if (tail) store(p, x, k);
+  else store(p, x);
+}
+
+// ---- norms -------------------------------------------------------------------------------------------------------
+
+template <typename S, typename D, typename Y>
+void norm_forward_rows(const NormForward& c, int64_t begin, int64_t end) {
+  const int64_t n = c.channels;
+  for (int64_t r = begin; r < end; ++r) {
+    const S* s = static_cast<const S*>(c.x) + r * n;
+    Vec total = zero();
+    if (c.delta != nullptr) {
+      const D* delta = static_cast<const D*>(c.delta) + r * n;
+      S* sum_row = static_cast<S*>(c.sum) + r * n;
+      over(n, [&](int64_t i, Mask k, bool tail) { put(sum_row + i, get(s + i, k, tail) + get(delta + i, k, tail), k, tail); });
+      s = sum_row;
+    }
+    float mean = 0.0f;
+    if (!c.rms) {
+      over(n, [&](int64_t i, Mask k, bool tail) { total = total + get(s + i, k, tail); });
+      mean = sum(total) / static_cast<float>(n);
+      c.mean[r] = mean;
+    }
+    const Vec m = splat(mean);
+    Vec squares = zero();
+    over(n, [&](int64_t i, Mask k, bool tail) {
+      Vec d = get(s + i, k, tail) - m;
+      if (tail) d = select(k, d, zero());
+      squares = fma(d, d, squares);
+    });
+    const float rstd = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(n) + c.eps);
+    c.rstd[r] = rstd;
+    const Vec scale = splat(rstd);
+    Y* y = static_cast<Y*>(c.y) + r * n;
+    over(n, [&](int64_t i, Mask k, bool tail) {
+      const Vec scaled = (get(s + i, k, tail) - m) * scale * get(c.gamma + i, k, tail);
+      put(y + i, c.beta != nullptr ? scaled + get(c.beta + i, k, tail) : scaled, k, tail);
+    });
+  }
+}
+
+template <typename S, typename Y>
+void norm_backward_rows(const NormBackward& c, int64_t begin, int64_t end, float* dgamma, float* dbeta) {
+  const int64_t n = c.channels;
+  for (int64_t r = begin; r < end; ++r) {
+    const S* s = static_cast<const S*>(c.s) + r * n;
+    const Y* dy = static_cast<const Y*>(c.dy) + r * n;
+    const Vec mean = splat(c.rms ? 0.0f : c.mean[r]), rstd = splat(c.rstd[r]);
+    Vec sum_g = zero(), sum_gx = zero();
+    over(n, [&](int64_t i, Mask k, bool tail) {
+      const Vec d = get(dy + i, k, tail);
+      Vec xhat = (get(s + i, k, tail) - mean) * rstd;
+      if (tail) xhat = select(k, xhat, zero());
+      const Vec g = d * get(c.gamma + i, k, tail);
+      sum_g = sum_g + g;
+      sum_gx = fma(g, xhat, sum_gx);
+      put(dgamma + i, fma(d, xhat, get(dgamma + i, k, tail)), k, tail);
+      put(dbeta + i, get(dbeta + i, k, tail) + d, k, tail);
+    });
+    const Vec a = splat(c.rms ? 0.0f : sum(sum_g) / static_cast<float>(n));
+    const Vec b = splat(sum(sum_gx) / static_cast<float>(n));
+    S* ds = static_cast<S*>(c.ds) + r * n;
+    const S* dsum = c.dsum != nullptr ? static_cast<const S*>(c.dsum) + r * n : nullptr;
+    over(n, [&](int64_t i, Mask k, bool tail) {
+      const Vec xhat = (get(s + i, k, tail) - mean) * rstd;
+      const Vec g = get(dy + i, k, tail) * get(c.gamma + i, k, tail);
+      Vec d = rstd * fnma(xhat, b, g - a);
+      if (dsum != nullptr) d = d + get(dsum + i, k, tail);
+      put(ds + i, d, k, tail);
+    });
+  }
+}
+
+// ---- activations -------------------------------------------------------------------------------------------------
+
+FOVEA_INLINE Vec sigmoid(Vec x) { return splat(1.0f) / (splat(1.0f) + exp(zero() - x)); }
+
+// Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7; `gauss` receives exp(-x^2).
+FOVEA_INLINE Vec erf(Vec x, Vec& gauss) {
+  const Vec a = abs(x);
+  const Vec t = splat(1.0f) / fma(splat(0.3275911f), a, splat(1.0f));
+  Vec p = splat(1.061405429f);
+  p = fma(p, t, splat(-1.453152027f));
+  p = fma(p, t, splat(1.421413741f));
+  p = fma(p, t, splat(-0.284496736f));
+  p = fma(p, t, splat(0.254829592f));
+  gauss = exp(zero() - a * a);
+  return copysign(fnma(p * t, gauss, splat(1.0f)), x);
+}
+
+constexpr float kGeluScale = 0.79788456080286536f;  // sqrt(2 / pi)
+constexpr float kGeluCubic = 0.044715f;
+constexpr float kInvSqrt2 = 0.70710678118654752f;
+constexpr float kInvSqrt2Pi = 0.39894228040143268f;
+
+template <ActivationKernel kKind>
+FOVEA_INLINE Vec value(Vec x) {
+  if constexpr (kKind == ActivationKernel::relu) return max(x, zero());
+  if constexpr (kKind == ActivationKernel::silu) return x * sigmoid(x);
+  if constexpr (kKind == ActivationKernel::gelu) {
+    Vec gauss;
+    return splat(0.5f) * x * (splat(1.0f) + erf(x * splat(kInvSqrt2), gauss));
+  }
+  const Vec u = splat(kGeluScale) * fma(splat(kGeluCubic) * x * x, x, x);
+  return splat(0.5f) * x * (splat(1.0f) + tanh(u));
+}
+
+template <ActivationKernel kKind>
+FOVEA_INLINE Vec derivative(Vec x) {
+  if constexpr (kKind == ActivationKernel::relu) return select(zero() < x, splat(1.0f), zero());
+  if constexpr (kKind == ActivationKernel::silu) {
+    const Vec s = sigmoid(x);
+    return s * fma(x, splat(1.0f) - s, splat(1.0f));
+  }
+  if constexpr (kKind == ActivationKernel::gelu) {
+    Vec gauss;  // exp(-x^2 / 2)
+    const Vec phi = splat(0.5f) * (splat(1.0f) + erf(x * splat(kInvSqrt2), gauss));
+    return fma(x * splat(kInvSqrt2Pi), gauss, phi);
+  }
+  const Vec square = x * x;
+  const Vec t = tanh(splat(kGeluScale) * fma(splat(kGeluCubic) * square, x, x));
+  const Vec du = splat(kGeluScale) * fma(splat(3.0f * kGeluCubic), square, splat(1.0f));
+  return splat(0.5f) * ((splat(1.0f) + t) + x * (splat(1.0f) - t * t) * du);
+}
+
+template <ActivationKernel kKind, typename T>
+void forward_of(T* y, const T* x, int64_t count) {
+  over(count, [&](int64_t i, Mask k, bool tail) { put(y + i, value<kKind>(get(x + i, k, tail)), k, tail); });
+}
+template <ActivationKernel kKind, typename T>
+void backward_of(T* dx, const T* dy, const T* x, int64_t count) {
+  over(count, [&](int64_t i, Mask k, bool tail) { put(dx + i, get(dy + i, k, tail) * derivative<kKind>(get(x + i, k, tail)), k, tail); });
+}
+
+template <typename T>
+void forward_kind(T* y, const T* x, int64_t count, ActivationKernel kind) {
+  switch (kind) {
+    case ActivationKernel::relu: return forward_of<ActivationKernel::relu>(y, x, count);
+    case ActivationKernel::gelu: return forward_of<ActivationKernel::gelu>(y, x, count);
+    case ActivationKernel::gelu_tanh: return forward_of<ActivationKernel::gelu_tanh>(y, x, count);
+    case ActivationKernel::silu: return forward_of<ActivationKernel::silu>(y, x, count);
+  }
+}
+template <typename T>
+void backward_kind(T* dx, const T* dy, const T* x, int64_t count, ActivationKernel kind) {
+  switch (kind) {
+    case ActivationKernel::relu: return backward_of<ActivationKernel::relu>(dx, dy, x, count);
+    case ActivationKernel::gelu: return backward_of<ActivationKernel::gelu>(dx, dy, x, count);
+    case ActivationKernel::gelu_tanh: return backward_of<ActivationKernel::gelu_tanh>(dx, dy, x, count);
+    case ActivationKernel::silu: return backward_of<ActivationKernel::silu>(dx, dy, x, count);
+  }
+}
+
+template <typename T>
+void swiglu_row(T* y, const T* x, int64_t channels) {
+  over(channels, [&](int64_t i, Mask k, bool tail) {
+    const Vec gate = get(x + i, k, tail);
+    put(y + i, gate * sigmoid(gate) * get(x + channels + i, k, tail), k, tail);
+  });
+}
+template <typename T>
+void swiglu_row_backward(T* dx, const T* dy, const T* x, int64_t channels) {
+  over(channels, [&](int64_t i, Mask k, bool tail) {
+    const Vec gate = get(x + i, k, tail), up = get(x + channels + i, k, tail), d = get(dy + i, k, tail), s = sigmoid(gate);
+    put(dx + i, d * up * s * fma(gate, splat(1.0f) - s, splat(1.0f)), k, tail);
+    put(dx + channels + i, d * gate * s, k, tail);
+  });
+}
+
+// ---- softmax rows ------------------------------------------------------------------------------------------------
+
+template <typename T>
+float log_sum_exp(const T* l, int64_t count, float* total) {
+  Vec largest = splat(-__builtin_inff()), sums = zero();
+  over(count, [&](int64_t i, Mask k, bool tail) {
+    const Vec x = get(l + i, k, tail);
+    largest = max(tail ? select(k, x, largest) : x, largest);
+    sums = sums + x;
+  });
+  *total = sum(sums);
+  const float m = max_lane(largest);
+  if (m == -__builtin_inff()) return m;
+  const Vec shift = splat(m);
+  Vec mass = zero();
+  over(count, [&](int64_t i, Mask k, bool tail) {
+    const Vec e = exp(get(l + i, k, tail) - shift);
+    mass = mass + (tail ? select(k, e, zero()) : e);
+  });
+  return m + __builtin_logf(sum(mass));
+}
+
+template <typename T>
+void softmax_gradient(T* d, const T* l, int64_t count, float lse, float scale, float shift) {
+  const Vec z = splat(lse), a = splat(scale), b = splat(shift);
+  over(count, [&](int64_t i, Mask k, bool tail) { put(d + i, fma(a, exp(get(l + i, k, tail) - z), b), k, tail); });
+}
+
+}  // namespace
+
+void norm_forward(const NormForward& c, int64_t begin, int64_t end) {
+  const bool x16 = c.x_dtype == Dtype::bf16, d16 = c.delta != nullptr && c.delta_dtype == Dtype::bf16, y16 = c.y_dtype == Dtype::bf16;
+  if (!x16 && !d16 && !y16) return norm_forward_rows<float, float, float>(c, begin, end);
+  if (!x16 && !d16 && y16) return norm_forward_rows<float, float, bf16>(c, begin, end);
+  if (!x16 && d16 && !y16) return norm_forward_rows<float, bf16, float>(c, begin, end);
+  if (!x16 && d16 && y16) return norm_forward_rows<float, bf16, bf16>(c, begin, end);
+  if (x16 && !d16 && !y16) return norm_forward_rows<bf16, float, float>(c, begin, end);
+  if (x16 && !d16 && y16) return norm_forward_rows<bf16, float, bf16>(c, begin, end);
+  if (x16 && d16 && !y16) return norm_forward_rows<bf16, bf16, float>(c, begin, end);
+  norm_forward_rows<bf16, bf16, bf16>(c, begin, end);
+}
+
+void norm_backward(const NormBackward& c, int64_t begin, int64_t end, float* dgamma, float* dbeta) {
+  const bool s16 = c.s_dtype == Dtype::bf16, y16 = c.dy_dtype == Dtype::bf16;
+  if (!s16 && !y16) return norm_backward_rows<float, float>(c, begin, end, dgamma, dbeta);
+  if (!s16 && y16) return norm_backward_rows<float, bf16>(c, begin, end, dgamma, dbeta);
+  if (s16 && !y16) return norm_backward_rows<bf16, float>(c, begin, end, dgamma, dbeta);
+  norm_backward_rows<bf16, bf16>(c, begin, end, dgamma, dbeta);
+}
+
+void activation_forward(void* y, const void* x, Dtype dtype, int64_t count, ActivationKernel kind) {
+  if (dtype == Dtype::bf16) forward_kind(static_cast<bf16*>(y), static_cast<const bf16*>(x), count, kind);
+  else forward_kind(static_cast<float*>(y), static_cast<const float*>(x), count, kind);
+}
+void activation_backward(void* dx, const void* dy, const void* x, Dtype dtype, int64_t count, ActivationKernel kind) {
+  if (dtype == Dtype::bf16) backward_kind(static_cast<bf16*>(dx), static_cast<const bf16*>(dy), static_cast<const bf16*>(x), count, kind);
+  else backward_kind(static_cast<float*>(dx), static_cast<const float*>(dy), static_cast<const float*>(x), count, kind);
+}
+void swiglu_forward(void* y, const void* x, Dtype dtype, int64_t channels) {
+  if (dtype == Dtype::bf16) swiglu_row(static_cast<bf16*>(y), static_cast<const bf16*>(x), channels);
+  else swiglu_row(static_cast<float*>(y), static_cast<const float*>(x), channels);
+}
+void swiglu_backward(void* dx, const void* dy, const void* x, Dtype dtype, int64_t channels) {
+  if (dtype == Dtype::bf16) swiglu_row_backward(static_cast<bf16*>(dx), static_cast<const bf16*>(dy), static_cast<const bf16*>(x), channels);
+  else swiglu_row_backward(static_cast<float*>(dx), static_cast<const float*>(dy), static_cast<const float*>(x), channels);
+}
+float row_log_sum_exp(const void* logits, Dtype dtype, int64_t count, float* total) {
+  return dtype == Dtype::bf16 ? log_sum_exp(static_cast<const bf16*>(logits), count, total) : log_sum_exp(static_cast<const float*>(logits), count, total);
+}
+void row_softmax_gradient(void* d, const void* logits, Dtype dtype, int64_t count, float lse, float scale, float shift) {
+  if (dtype == Dtype::bf16) softmax_gradient(static_cast<bf16*>(d), static_cast<const bf16*>(logits), count, lse, scale, shift);
+  else softmax_gradient(static_cast<float*>(d), static_cast<const float*>(logits), count, lse, scale, shift);
+}
+
+}  // namespace FOVEA_SIMD

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the fused layers owe: gradients against central differences in f64, f32 and bf16 against f64, both instruction
+// sets, odd sizes, thread independence, errors.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "autograd/gradcheck.h"
+#include "autograd/ops.h"
+#include "core/parallel.h"
+#include "nn/activation.h"
+#include "nn/cpu/kernels.h"
+#include "nn/dropout.h"
+#include "nn/embedding.h"
+#include "nn/linear.h"
+#include "nn/loss.h"
+#include "nn/norm.h"
+
+namespace fovea::nn {
+namespace {
+
+Tensor random_tensor(const Shape& shape, const char* name, Dtype dtype = Dtype::f64) {
+  const Tensor value = Tensor::empty(shape, Dtype::f64);
+  fill_normal(value, RngKey(1, "test", name));
+  return value.to(dtype);
+}
+Variable leaf(const Shape& shape, const char* name, Dtype dtype = Dtype::f64) { return Variable(random_tensor(shape, name, dtype), true); }
+
+// ||x - reference|| / ||reference||
+double relative_error(const Tensor& x, const Tensor& reference) {
+  const auto a = x.to_vector<double>(), b = reference.to_vector<double>();
+  double difference = 0.0, norm = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(difference / std::max(norm, 1e-30));
+}
+
+const std::vector<int64_t> kSizes = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 127, 1000};
+
+TEST(Norm, Gradients) {
+  for (NormKind kind : {NormKind::layer, NormKind::rms}) {
+    const NormOptions options{kind, 1e-5, Dtype::f64};
+    gradcheck([&](const Variables& in) { return norm(in[0], in[1], in[2], options); }, {leaf({2, 3, 5}, "x"), leaf({5}, "g"), leaf({5}, "b")});
+    gradcheck([&](const Variables& in) { return norm(in[0], in[1], Variable(), options); }, {leaf({4, 7}, "x"), leaf({7}, "g")});
+    gradcheck([&](const Variables& in) { return add_norm(in[0], in[1], in[2], in[3], options); },
+              {leaf({3, 5}, "x"), leaf({3, 5}, "d"), leaf({5}, "g"), leaf({5}, "b")});
+  }
+}
+
+TEST(Norm, LowerPrecisionFollowsF64InEverySize) {
+  for (NormKind kind : {NormKind::layer, NormKind::rms}) {
+    for (int64_t c : kSizes) {
+      for (Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+        if (c == 1 && kind == NormKind::layer) continue;  // the result is exactly beta and has no direction to compare
+        const Shape shape{67, c};
+        // values that bf16 holds exactly, so that only the arithmetic differs
+        const Tensor x = random_tensor(shape, "x", Dtype::bf16).to(Dtype::f64), d = random_tensor(shape, "d", Dtype::bf16).to(Dtype::f64);
+        const auto run = [&](Dtype delta, Dtype out, Dtype wide) {
+          Variables in{Variable(x.to(wide), true), Variable(d.to(delta), true), Variable(random_tensor({c}, "g", wide), true), Variable(random_tensor({c}, "b", wide), true)};
+          const Variables results = add_norm(in[0], in[1], in[2], in[3], {kind, 1e-5, out});
+          backward(results, {random_tensor(shape, "u", wide), random_tensor(shape, "v", out)});
+          return std::vector<Tensor>{results[0].value(), results[1].value(), in[0].grad(), in[2].grad(), in[3].grad()};
+        };
+        const auto exact = run(Dtype::f64, Dtype::f64, Dtype::f64), got = run(dtype, dtype, Dtype::f32);
+        for (size_t i = 0; i < exact.size(); ++i) {
+          if (kind == NormKind::rms && i == 4) continue;
+          EXPECT_LT(relative_error(got[i], exact[i]), dtype == Dtype::f32 ? 2e-5 : 1e-2) << "C " << c << " tensor " << i << ' ' << dtype;
+        }
+      }
+    }
+  }
+}
+
+TEST(Norm, BothInstructionSetsAgree) {
+  if (cpu_isa() == Isa::avx2) GTEST_SKIP() << "this processor has no AVX-512";
+  for (int64_t c : kSizes) {
+    if (c == 1) continue;  // exactly zero
+    const Tensor x = random_tensor({3, c}, "x", Dtype::f32), g = random_tensor({c}, "g", Dtype::f32), stats = Tensor::empty({4, 3});
+    const Tensor a = Tensor::empty({3, c}), b = Tensor::empty({3, c});
+    NormForward call{x.raw(), Dtype::f32, nullptr, Dtype::f32, nullptr, a.raw(), Dtype::f32, g.data<float>(), nullptr, stats.data<float>(), stats.data<float>() + 3, c, 1e-5f, false};
+    avx2::norm_forward(call, 0, 3);
+    call.y = b.raw();
+    avx512::norm_forward(call, 0, 3);
+    EXPECT_LT(relative_error(a, b), 1e-6) << c;
+  }
+}
+
+TEST(Norm, TheNumberOfThreadsDoesNotChangeTheBits) {
+  const auto run = [](int threads) {
+    const int before = num_threads();
+    set_num_threads(threads);
+    const Variable x = leaf({1000, 33}, "x", Dtype::f32), g = leaf({33}, "g", Dtype::f32), b = leaf({33}, "b", Dtype::f32);
+    sum_all(mul(norm(x, g, b, {}), Variable(random_tensor({1000, 33}, "c", Dtype::f32)))).backward();
+    set_num_threads(before);
+    return std::make_pair(x.grad().to_vector<float>(), g.grad().to_vector<float>());
+  };
+  EXPECT_EQ(run(1), run(3));
+}
+
+TEST(Norm, ANanStaysInItsRow) {
+  const Tensor x = random_tensor({3, 20}, "x", Dtype::f32);
+  x.data<float>()[25] = std::nanf("");
+  const auto y = norm(Variable(x), Variable(Tensor::full({20}, 1.0)), Variable(), {}).value().to_vector<float>();
+  for (size_t i = 0; i < 20; ++i) {
+    EXPECT_FALSE(std::isnan(y[i]));
+    EXPECT_TRUE(std::isnan(y[20 + i]));
+    EXPECT_FALSE(std::isnan(y[40 + i]));
+  }
+}
+
+TEST(Norm, ShapesThatDoNotFitAreNamed) {
+  EXPECT_THROW(norm(leaf({2, 5}, "x", Dtype::f32), leaf({4}, "g", Dtype::f32), Variable(), {}), Error);
+  EXPECT_THROW(add_norm(leaf({2, 5}, "x", Dtype::f32), leaf({2, 4}, "d", Dtype::f32), leaf({5}, "g", Dtype::f32), Variable(), {}), Error);
+}
+
+TEST(Activation, GradientsAndLowerPrecision) {
+  for (Activation kind : {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+    gradcheck([&](const Variables& in) { return activate(in[0], kind); }, {leaf({3, 7}, "x")});
+    for (int64_t n : kSizes) {
+      for (Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+        const Tensor x = random_tensor({n}, "x", dtype);
+        const auto run = [&](Dtype d) {
+          const Variable in(scale(Variable(x.to(d)), 2.0).value(), true);
+          const Variable y = activate(in, kind);
+          y.backward(Tensor::full({n}, 1.0, d));
+          return std::make_pair(y.value(), in.grad());
+        };
+        const auto exact = run(Dtype::f64), got = run(dtype);
+        const double bound = dtype == Dtype::f32 ? 2e-6 : 1e-2;
+        EXPECT_LT(relative_error(got.first, exact.first), bound) << static_cast<int>(kind) << " n " << n;
+        EXPECT_LT(relative_error(got.second, exact.second), bound) << static_cast<int>(kind) << " n " << n;
+      }
+    }
+  }
+}
+
+TEST(Activation, SwigluGradientsAndLowerPrecision) {
+  gradcheck([](const Variables& in) { return swiglu(in[0]); }, {leaf({3, 10}, "x")});
+  for (int64_t f : kSizes) {
+    const Tensor x = random_tensor({3, 2 * f}, "x", Dtype::f32);
+    const auto run = [&](Dtype d) {
+      const Variable in(x.to(d), true);
+      const Variable y = swiglu(in);
+      y.backward(Tensor::full({3, f}, 1.0, d));
+      return std::make_pair(y.value(), in.grad());
+    };
+    const auto exact = run(Dtype::f64), got = run(Dtype::f32);
+    EXPECT_LT(relative_error(got.first, exact.first), 2e-6) << f;
+    EXPECT_LT(relative_error(got.second, exact.second), 2e-6) << f;
+  }
+  EXPECT_THROW(swiglu(leaf({3}, "x")), Error);
+}
+
+TEST(CrossEntropy, Gradients) {
+  const Tensor targets = Tensor::from(std::vector<int64_t>{3, 0, -100, 4}, {4});
+  for (double smoothing : {0.0, 0.2}) {
+    for (double z_loss : {0.0, 0.1}) {
+      gradcheck([&](const Variables& in) { return cross_entropy(in[0], targets, {smoothing, -100, z_loss}); }, {leaf({4, 5}, "l")});
+    }
+  }
+  const Tensor soft = Tensor::from(std::vector<float>{0.5f, 0.5f, 0.0f, 0.0f, 0.25f, 0.75f}, {2, 3});
+  gradcheck([&](const Variables& in) { return cross_entropy_soft(in[0], soft, {0.1}); }, {leaf({2, 3}, "l")});
+}
+
+TEST(CrossEntropy, LowerPrecisionFollowsTheDefinition) {
+  for (int64_t v : kSizes) {
+    for (Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      const Tensor l = random_tensor({9, v}, "l", dtype);
+      const Tensor targets = Tensor::empty({9}, Dtype::i64);
+      for (int64_t r = 0; r < 9; ++r) targets.data<int64_t>()[r] = (r * 7) % v;
+      const auto run = [&](Dtype d) {
+        const Variable in(l.to(d), true);
+        const Variable loss = cross_entropy(in, targets, {0.1});
+        loss.backward();
+        return std::make_pair(loss.value().item(), in.grad());
+      };
+      const auto exact = run(Dtype::f64), got = run(dtype);
+      EXPECT_NEAR(got.first, exact.first, 2e-6 * std::max(1.0, std::abs(exact.first))) << v;
+      if (v == 1) continue;  // the gradient is exactly zero
+      EXPECT_LT(relative_error(got.second, exact.second), dtype == Dtype::f32 ? 1e-5 : 1e-2) << v;
+    }
+  }
+}
+
+TEST(CrossEntropy, LargeLogitsDoNotOverflowAndBadLabelsAreNamed) {
+  const Variable l(Tensor::from(std::vector<float>{1e4f, -1e4f, 0.0f}, {1, 3}), true);
+  const Variable loss = cross_entropy(l, Tensor::from(std::vector<int64_t>{1}, {1}));
+  EXPECT_FLOAT_EQ(static_cast<float>(loss.value().item()), 2e4f);
+  try {
+    cross_entropy(l, Tensor::from(std::vector<int64_t>{3}, {1}));
+    FAIL() << "accepted label 3 of 3 classes";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "cross_entropy: row 0 has label 3, outside the 3 classes");
+  }
+}
+
+TEST(Embedding, GradientsAndErrors) {
+  const Tensor ids = Tensor::from(std::vector<int64_t>{2, 0, 2, 1, 2, 0}, {2, 3});
+  gradcheck([&](const Variables& in) { return embedding(in[0], ids); }, {leaf({4, 3}, "w")});
+  try {
+    embedding(leaf({2, 3}, "w"), ids);
+    FAIL() << "accepted id 2 in a table of 2";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "embedding: id 2 at position 0 is outside the table of 2 rows");
+  }
+}
+
+TEST(Dropout, KeepsTheMeanAndDoesNotDependOnHowTheBatchIsCut) {
+  Linear owner(1, 1);
+  owner.initialise(1);
+  const Tensor ones = Tensor::full({64, 1000}, 1.0);
+  Tensor whole;
+  {
+    const RandomScope random(5, 2);
+    whole = dropout(Variable(ones), 0.25, owner).value();
+  }
+  double kept = 0.0;
+  for (float v : whole.to_vector<float>()) {
+    EXPECT_TRUE(v == 0.0f || v == 1.0f / 0.75f);
+    kept += v > 0.0f;
+  }
+  EXPECT_NEAR(kept / 64000.0, 0.75, 5.0 * std::sqrt(0.25 * 0.75 / 64000.0));
+  for (bool per_sample : {false, true}) {
+    const auto draw = [&](const Tensor& x, int64_t first) {
+      const RandomScope random(5, 2, first);
+      return (per_sample ? drop_path(Variable(x), 0.25, owner) : dropout(Variable(x), 0.25, owner)).value().to_vector<float>();
+    };
+    auto first = draw(ones.slice(0, 0, 24), 0);
+    const auto second = draw(ones.slice(0, 24, 64), 24);
+    first.insert(first.end(), second.begin(), second.end());
+    EXPECT_EQ(first, draw(ones, 0));
+  }
+  owner.train(false);
+  EXPECT_EQ(dropout(Variable(ones), 0.25, owner).value().to_vector<float>(), ones.to_vector<float>());
+}
+
+TEST(Dropout, Gradients) {
+  Linear owner(1, 1);
+  gradcheck([&](const Variables& in) {
+    const RandomScope random(5, 2);
+    return drop_path(dropout(in[0], 0.5, owner), 0.5, owner);
+  }, {leaf({4, 5}, "x")});
+}
+
+}  // namespace
+}  // namespace fovea::nn
