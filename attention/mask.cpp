@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "attention/mask.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace fovea::attention {
+
+Mask& Mask::causal() {
+  causal_ = true;
+  return *this;
+}
+
+Mask& Mask::window(int64_t left, int64_t right) {
+  FOVEA_CHECK(left >= -1 && right >= -1, "mask: window [", left, ", ", right, "]; expected -1 (unbounded) or more");
+  left_ = left;
+  right_ = right;
+  return *this;
+}
+
+Mask& Mask::prefix(int64_t tokens) {
+  FOVEA_CHECK(tokens >= 0, "mask: prefix of ", tokens, " tokens");
+  prefix_ = tokens;
+  return *this;
+}
+
+Mask& Mask::documents(const Tensor& queries, const Tensor& keys) {
+  query_documents_ = queries.contiguous();
+  key_documents_ = keys.contiguous();
+  return *this;
+}
+
+Mask& Mask::block_sparse(const Tensor& allowed, int64_t query_block, int64_t key_block) {
+  FOVEA_CHECK(query_block >= 1 && key_block >= 1, "mask: blocks of ", query_block, " x ", key_block);
+  blocks_ = allowed.contiguous();
+  query_block_ = query_block;
+  key_block_ = key_block;
+  return *this;
+}
+
+void Mask::validate(int64_t batch, int64_t heads, int64_t queries, int64_t keys) const {
+  FOVEA_CHECK(!causal_ || queries <= keys, "mask: causal attention needs N <= M, found N ", queries, ", M ", keys);
+  FOVEA_CHECK(prefix_ <= keys, "mask: prefix of ", prefix_, " tokens, but there are ", keys, " keys");
+  if (query_documents_.defined()) {
+    FOVEA_CHECK(query_documents_.dtype() == Dtype::i32 && query_documents_.shape() == (Shape{batch, queries}) &&
+                    key_documents_.dtype() == Dtype::i32 && key_documents_.shape() == (Shape{batch, keys}),
+                "mask: documents are ", query_documents_.shape(), " and ", key_documents_.shape(), "; expected i32 [", batch, ", ", queries,
+                "] and [", batch, ", ", keys, ']');
+  }
+  if (blocks_.defined()) {
+    const int64_t rows = (queries + query_block_ - 1) / query_block_, columns = (keys + key_block_ - 1) / key_block_;
+    FOVEA_CHECK(blocks_.dtype() == Dtype::u8 && blocks_.rank() == 3 && (blocks_.dim(0) == 1 || blocks_.dim(0) == heads) &&
+                    blocks_.dim(1) == rows && blocks_.dim(2) == columns,
+                "mask: block mask is ", blocks_.shape(), "; expected u8 [", heads, " or 1, ", rows, ", ", columns, ']');
+  }
+}
+
+void Mask::limits(int64_t i, int64_t queries, int64_t keys, int64_t& first, int64_t& last) const {
+  const int64_t at = i + keys - queries;
+  first = left_ >= 0 ? std::clamp<int64_t>(at - left_, 0, keys) : 0;
+  last = right_ >= 0 ? std::clamp<int64_t>(at + right_ + 1, 0, keys) : keys;
+  if (causal_) last = std::min(last, std::max(prefix_, std::clamp<int64_t>(at + 1, 0, keys)));
+  last = std::max(first, last);
+}
+
+bool Mask::allowed(int64_t b, int64_t h, int64_t i, int64_t j, int64_t queries, int64_t keys) const {
+  int64_t first, last;
+  limits(i, queries, keys, first, last);
+  if (j < first || j >= last) return false;
+  if (query_documents_.defined()) {
+    const int32_t document = query_documents_.data<int32_t>()[b * queries + i];
+    if (document < 0 || document != key_documents_.data<int32_t>()[b * keys + j]) return false;
+  }
+  if (blocks_.defined()) {
+    const int64_t head = blocks_.dim(0) == 1 ? 0 : h;
+    if (blocks_.data<uint8_t>()[(head * blocks_.dim(1) + i / query_block_) * blocks_.dim(2) + j / key_block_] == 0) return false;
+  }
+  return true;
+}
+
+TileClass Mask::classify(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t queries, int64_t keys) const {
+  // Both limits grow with i, so the first and the last query bound those between.
+  int64_t first_low, last_low, first_high, last_high;
+  limits(i0, queries, keys, first_low, last_low);
+  limits(i1 - 1, queries, keys, first_high, last_high);
+  if (j1 <= first_low || j0 >= last_high) return TileClass::skip;
+  bool full = j0 >= first_high && j1 <= last_low;
+  if (query_documents_.defined()) {
+    const auto range = [](const int32_t* ids, int64_t begin, int64_t end) { return std::minmax_element(ids + begin, ids + end); };
+    const auto [qmin, qmax] = range(query_documents_.data<int32_t>() + b * queries, i0, i1);
+    const auto [kmin, kmax] = range(key_documents_.data<int32_t>() + b * keys, j0, j1);
+    if (*qmax < *kmin || *kmax < *qmin || *qmax < 0 || *kmax < 0) return TileClass::skip;
+    full = full && *qmin == *qmax && *kmin == *kmax && *qmin == *kmin && *qmin >= 0;
+  }
+  if (blocks_.defined()) {
+    bool any = false, all = true;
+    const uint8_t* head = blocks_.data<uint8_t>() + (blocks_.dim(0) == 1 ? 0 : h) * blocks_.dim(1) * blocks_.dim(2);
+    for (int64_t r = i0 / query_block_; r <= (i1 - 1) / query_block_; ++r) {
+      for (int64_t c = j0 / key_block_; c <= (j1 - 1) / key_block_; ++c) {
+        const bool on = head[r * blocks_.dim(2) + c] != 0;
+        any |= on;
+        all &= on;
+      }
+    }
+    if (!any) return TileClass::skip;
+    full = full && all;
+  }
+  return full ? TileClass::full : TileClass::partial;
+}
+
+}  // namespace fovea::attention

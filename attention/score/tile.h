@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Tile products and softmax rows of the score engine in f32 (attention/score/score.cpp has their f64 definitions).
+
+#include <cstdint>
+
+#include "core/cpu/isa.h"
+
+namespace fovea {
+
+// c [m, n] (ldc) = or += a [m, k] b [k, n] (ldb); element (i, p) of a stands at a[i a_row + p a_column]. Four rows of c by
+// 64 (AVX2: 16) columns stay in registers over k.
+struct TileProduct {
+  float* c;
+  int64_t ldc;
+  const float* a;
+  int64_t a_row, a_column;
+  const float* b;
+  int64_t ldb;
+  int64_t m, n, k;
+  bool accumulate;
+};
+
+}  // namespace fovea
+
+FOVEA_SIMD_DECLARE(
+void tile_product(const TileProduct& p);
+// One row of scores s [n]: with m' = max(m, max s): s <- exp(s - m'), l <- l exp(m - m') + sum s, m <- m', and acc [dv] is
+// multiplied by exp(m - m'). A row that has seen nothing (m' = -inf) becomes zeros.
+void softmax_row(float* s, int64_t n, float* m, float* l, float* acc, int64_t dv);
+// s <- exp(s - lse), 0 for lse = -inf;   dp <- s (dp - delta)
+void softmax_row_backward(float* s, float* dp, int64_t n, float lse, float delta);
+// s <- cap tanh(s / cap); slope [n] receives 1 - tanh^2 (or null)
+void softcap_row(float* s, float* slope, int64_t n, float cap);)

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "attention/score/tile.h"
+
+#include "core/cpu/simd.h"
+
+namespace FOVEA_SIMD {
+namespace {
+
+constexpr int kRows = 4;
+constexpr int kColumns = kLanes == 16 ? 4 : 2;  // vectors of c in a row of registers
+
+// R rows by C vectors from column j; the last vector is masked when `tail`.
+template <int R, int C>
+FOVEA_INLINE void block(const TileProduct& p, int64_t i, int64_t j, Mask mask, bool tail) {
+  Vec acc[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      const float* from = p.c + (i + r) * p.ldc + j + c * kLanes;
+      acc[r][c] = !p.accumulate ? zero() : tail ? load(from, mask) : load(from);
+    }
+  }
+  const float* a = p.a + i * p.a_row;
+  const float* b = p.b + j;
+  for (int64_t q = 0; q < p.k; ++q, a += p.a_column, b += p.ldb) {
+    Vec column[C];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) column[c] = tail ? load(b + c * kLanes, mask) : load(b + c * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec left = splat(a[r * p.a_row]);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) acc[r][c] = fma(left, column[c], acc[r][c]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      float* to = p.c + (i + r) * p.ldc + j + c * kLanes;
+      if (tail) store(to, acc[r][c], mask);
+      else store(to, acc[r][c]);
+    }
+  }
+}
+
+template <int R>
+void rows(const TileProduct& p, int64_t i) {
+  const Mask whole = first_lanes(kLanes);
+  int64_t j = 0;
+  for (; j + kColumns * kLanes <= p.n; j += kColumns * kLanes) block<R, kColumns>(p, i, j, whole, false);
+  if constexpr (kColumns == 4) {
+    if (j + 2 * kLanes <= p.n) {
+      block<R, 2>(p, i, j, whole, false);
+      j += 2 * kLanes;
+    }
+  }
+  for (; j + kLanes <= p.n; j += kLanes) block<R, 1>(p, i, j, whole, false);
+  if (j < p.n) block<R, 1>(p, i, j, first_lanes(p.n - j), true);
+}
+
+}  // namespace
+
+void tile_product(const TileProduct& p) {
+  int64_t i = 0;
+  for (; i + kRows <= p.m; i += kRows) rows<kRows>(p, i);
+  for (; i < p.m; ++i) rows<1>(p, i);
+}
+
+void softmax_row(float* s, int64_t n, float* m, float* l, float* acc, int64_t dv) {
+  constexpr float kNone = -__builtin_inff();
+  Vec largest = splat(kNone);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) largest = max(load(s + i), largest);
+  const Mask tail = first_lanes(n - i);
+  if (i < n) largest = max(select(tail, load(s + i, tail), splat(kNone)), largest);
+  float top = max_lane(largest);
+  top = top > *m ? top : *m;
+  if (top == kNone) {
+    // Nothing seen yet. NaN scores compare false above and are kept: the row is broken, and says so.
+    for (int64_t j = 0; j < n; ++j) s[j] = s[j] != s[j] ? s[j] : 0.0f;
+    for (int64_t j = 0; j < n; ++j) *l += s[j];
+    return;
+  }
+  if (top != *m) {
+    const float factor = *m == kNone ? 0.0f : __builtin_expf(*m - top);
+    *l *= factor;
+    *m = top;
+    for (int64_t d = 0; d < dv; ++d) acc[d] *= factor;
+  }
+  const Vec shift = splat(top);
+  Vec total = zero();
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    const Vec e = exp(load(s + i) - shift);
+    store(s + i, e);
+    total = total + e;
+  }
+  if (i < n) {
+    const Vec e = select(tail, exp(load(s + i, tail) - shift), zero());
+    store(s + i, e, tail);
+    total = total + e;
+  }
+  *l += sum(total);
+}
+
+void softmax_row_backward(float* s, float* dp, int64_t n, float lse, float delta) {
+  if (lse == -__builtin_inff()) {
+    for (int64_t j = 0; j < n; ++j) s[j] = dp[j] = 0.0f;
+    return;
+  }
+  const Vec z = splat(lse), d = splat(delta);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec p = exp(load(s + i) - z);
+    store(s + i, p);
+    store(dp + i, p * (load(dp + i) - d));
+  }
+  if (i < n) {
+    const Mask tail = first_lanes(n - i);
+    const Vec p = exp(load(s + i, tail) - z);
+    store(s + i, p, tail);
+    store(dp + i, p * (load(dp + i, tail) - d), tail);
+  }
+}
+
+void softcap_row(float* s, float* slope, int64_t n, float cap) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Mask k = first_lanes(n - i);
+    const Vec t = tanh(load(s + i, k) / splat(cap));
+    store(s + i, splat(cap) * t, k);
+    if (slope != nullptr) store(slope + i, splat(1.0f) - t * t, k);
+  }
+}
+
+}  // namespace FOVEA_SIMD
