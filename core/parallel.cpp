@@ -11,7 +11,11 @@ int& thread_count() {
   static int count = omp_get_max_threads();
   return count;
 }
+thread_local bool serial = false;
 }  // namespace
+
+SerialScope::SerialScope() : before_(serial) { serial = true; }
+SerialScope::~SerialScope() { serial = before_; }
 
 int num_threads() { return thread_count(); }
 
@@ -21,6 +25,6 @@ void set_num_threads(int threads) {
   omp_set_num_threads(threads);
 }
 
-bool detail::in_parallel_region() { return omp_in_parallel() != 0; }
+bool detail::in_parallel_region() { return serial || omp_in_parallel() != 0; }
 
 }  // namespace fovea

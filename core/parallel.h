@@ -22,7 +22,20 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, F&& f);
 template <typename F>
 void parallel_for_each(int64_t begin, int64_t end, F&& f);
 
+// While one lives on this thread, parallel_for runs inline (a thread beside the pool, like the data loader's).
+class SerialScope {
+ public:
+  SerialScope();
+  ~SerialScope();
+  SerialScope(const SerialScope&) = delete;
+  SerialScope& operator=(const SerialScope&) = delete;
+
+ private:
+  bool before_;
+};
+
 namespace detail {
+// Inside a parallel region or a SerialScope.
 bool in_parallel_region();
 
 // Keeps the first exception thrown in a team (OpenMP may not let one out of a region).
