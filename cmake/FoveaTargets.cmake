@@ -61,3 +61,32 @@ function(fovea_program name main)
   target_link_libraries(${name} PRIVATE ${ARG_DEPENDS})
   target_compile_definitions(${name} PRIVATE FOVEA_VERSION="${PROJECT_VERSION}")
 endfunction()
+
+# A folder <folder>/<name>/ holding <name>.h is a system: the call writes the list of their register_<name>() functions.
+function(fovea_systems folder)
+  file(GLOB headers CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/${folder}/*/*.h)
+  set(includes "")
+  set(calls "")
+  foreach(header ${headers})
+    if(header MATCHES "^${folder}/([a-z0-9_]+)/([a-z0-9_]+)\\.h$" AND CMAKE_MATCH_1 STREQUAL CMAKE_MATCH_2)
+      file(STRINGS ${CMAKE_SOURCE_DIR}/${header} registers REGEX "register_${CMAKE_MATCH_1}\\(\\)")
+      if(registers)
+        string(APPEND includes "#include \"${header}\"\n")
+        string(APPEND calls "  systems.push_back(register_${CMAKE_MATCH_1}());\n")
+      endif()
+    endif()
+  endforeach()
+  file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/generated/${folder}_systems.cpp CONTENT
+"${includes}
+namespace fovea::${folder} {
+
+std::vector<System> all_systems();
+std::vector<System> all_systems() {
+  std::vector<System> systems;
+${calls}  return systems;
+}
+
+}  // namespace fovea::${folder}
+")
+  target_sources(fovea_${folder} PRIVATE ${CMAKE_BINARY_DIR}/generated/${folder}_systems.cpp)
+endfunction()

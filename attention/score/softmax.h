@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Softmax attention of the score engine as differentiable operations.
+
+#include "attention/score/score.h"
+#include "autograd/variable.h"
+
+namespace fovea::attention {
+
+// q [B, H, N, D], k [B, Hkv, M, D], v [B, Hkv, M, Dv] -> out [B, H, N, Dv]. sink [H] or absent; slopes as in ScoreInputs.
+// Shapes, mask and errors: attention/score/score.h. Saves q, k, v, out, lse.
+Variable softmax_attention(const Variable& q, const Variable& k, const Variable& v, const Variable& sink, const Tensor& alibi_slopes, const Mask& mask,
+                           const ScoreOptions& options);
+
+// The same from one packed projection qkv [B, N, (H + 2 Hkv) D] (queries, keys, values, each head after head) to
+// [B, N, H D]: no transposition is ever made, forward or backward.
+Variable softmax_attention_packed(const Variable& qkv, int64_t heads, int64_t kv_heads, const Variable& sink, const Tensor& alibi_slopes,
+                                  const Mask& mask, const ScoreOptions& options);
+
+// The views q, k, v [B, H or Hkv, N, D] of a packed qkv.
+struct QkvViews {
+  Tensor q, k, v;
+};
+QkvViews unpack_qkv(const Tensor& qkv, int64_t heads, int64_t kv_heads);
+
+}  // namespace fovea::attention
