@@ -5,8 +5,10 @@
 add_library(fovea_flags INTERFACE)
 target_compile_features(fovea_flags INTERFACE cxx_std_20)
 target_include_directories(fovea_flags INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(fovea_flags INTERFACE -Wall -Wextra -Wconversion -Wno-sign-conversion -fno-math-errno -ffunction-sections
+# -Wrestrict of GCC 12 fires on std::string concatenation (GCC bug 105329).
+target_compile_options(fovea_flags INTERFACE -Wall -Wextra -Wconversion -Wno-sign-conversion -Wno-restrict -fno-math-errno -ffunction-sections
                        -fdata-sections $<$<BOOL:${FOVEA_WERROR}>:-Werror>)
+target_compile_definitions(fovea_flags INTERFACE FOVEA_VERSION="${PROJECT_VERSION}")
 target_link_options(fovea_flags INTERFACE -Wl,--gc-sections)
 
 # What every processor must have, and what the two versions of a *.simd.cpp are compiled for.
@@ -59,7 +61,7 @@ function(fovea_program name main)
   list(TRANSFORM ARG_DEPENDS PREPEND fovea_)
   add_executable(${name} ${main})
   target_link_libraries(${name} PRIVATE ${ARG_DEPENDS})
-  target_compile_definitions(${name} PRIVATE FOVEA_VERSION="${PROJECT_VERSION}")
+  
 endfunction()
 
 # A folder <folder>/<name>/ holding <name>.h is a system: the call writes the list of their register_<name>() functions.

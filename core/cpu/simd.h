@@ -17,6 +17,7 @@
 #define FOVEA_SIMD fovea::avx2
 #endif
 #define FOVEA_INLINE [[gnu::always_inline]] inline
+#define FOVEA_LAMBDA_INLINE __attribute__((always_inline))
 
 namespace FOVEA_SIMD {
 

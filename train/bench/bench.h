@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Benchmarks: medians with their spread, as rates and as shares of what this machine can do (roof.h).
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+
+namespace fovea::train {
+
+struct BenchRow {
+  std::string name;
+  double median_ms = 0.0, iqr_ms = 0.0;
+  double rate = 0.0;      // in `unit`
+  std::string unit;
+  double of_limit = 0.0;  // rate over the measured limit that applies
+  int64_t peak_bytes = 0; // allocated during the call, inputs not counted
+};
+
+// Each measures for about `seconds` a row.
+std::vector<BenchRow> bench_gemm(double seconds);
+// AdamW, LayerNorm forward and backward, cross-entropy forward and backward, in GB/s.
+std::vector<BenchRow> bench_memory(double seconds);
+// shapes "BxHxNxD"; counts 4 B H N N D FLOPs a forward (half when causal) and 2.5 times that a backward; the limit is the
+// measured rate of fused multiply-adds.
+std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dtype dtype, bool causal, double seconds);
+
+struct StepBench {
+  int64_t layers = 6, heads = 6, dim = 384, context = 256, vocab = 256, batch = 8;
+};
+// Forward, backward, clip and AdamW of a GPT on random tokens, in tokens/s.
+std::vector<BenchRow> bench_step(const StepBench& sizes, Dtype dtype, double seconds);
+
+}  // namespace fovea::train

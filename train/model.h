@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// What the trainer knows of a model: a module, the loss of a batch, and what an evaluation counts. Gpt and Vit are wrapped
+// here; a new kind of model is one more class and one line in make_model.
+
+#include <memory>
+#include <string>
+
+#include "data/source.h"
+#include "nn/gpt.h"
+#include "nn/vit.h"
+#include "train/options.h"
+
+namespace fovea::train {
+
+// Sums over a piece of an evaluation; pieces add up in order.
+struct EvalSums {
+  double loss = 0.0;      // nats, summed over scored positions
+  double correct = 0.0;   // argmax equals target
+  double scored = 0.0;    // positions (tokens or images)
+  EvalSums& operator+=(const EvalSums& other);
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+  virtual nn::Module& module() = 0;
+  virtual void set_compute(Dtype compute) = 0;
+  // Mean loss over the scored positions of `batch`, as a scalar Variable.
+  virtual Variable loss(const data::Batch& batch, const TrainOptions& options) = 0;
+  // Without gradient, in evaluation mode: no smoothing, no dropout.
+  virtual EvalSums evaluate(const data::Batch& batch) = 0;
+  // Forward and backward (twice the forward) of `samples` samples.
+  virtual double step_flops(int64_t samples) const = 0;
+  // Tokens (GPT) or images (ViT) in one sample; and what the progress bar calls them.
+  virtual int64_t units_per_sample() const = 0;
+  virtual const char* unit() const = 0;
+  // The language model behind this, or null.
+  virtual nn::Gpt* gpt() { return nullptr; }
+};
+
+// How many positions of the batch carry a target (all that are not -100).
+int64_t scored_positions(const data::Batch& batch);
+
+// The model of an experiment, with parameters initialised from the seed. Throws when data and model do not fit.
+std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data);
+
+}  // namespace fovea::train

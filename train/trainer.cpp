@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/trainer.h"
+
+#include <cmath>
+#include <cstdio>
+
+#include "core/parallel.h"
+#include "train/bench/roof.h"
+#include "train/sampler.h"
+
+namespace fovea::train {
+namespace {
+
+// Rows [begin, end) of every tensor of a batch.
+data::Batch slice(const data::Batch& batch, int64_t begin, int64_t end) {
+  const auto cut = [&](const Tensor& t) { return t.defined() ? t.slice(0, begin, end) : t; };
+  return {cut(batch.inputs), cut(batch.targets), cut(batch.soft_targets)};
+}
+
+std::string exact(double value) {
+  char text[40];
+  std::snprintf(text, sizeof text, "%.17g", value);
+  return text;
+}
+
+std::string fixed(double value, int digits) {
+  char text[40];
+  std::snprintf(text, sizeof text, "%.*f", digits, value);
+  return text;
+}
+
+}  // namespace
+
+Trainer::Trainer(Experiment& experiment) : experiment_(experiment) {
+  const TrainOptions& train = experiment.train;
+  parse_device(train.device);
+  if (train.threads > 0) set_num_threads(static_cast<int>(train.threads));
+  FOVEA_CHECK(train.micro_batch == 0 || train.batch % train.micro_batch == 0, "train: micro_batch ", train.micro_batch,
+              " does not divide batch ", train.batch);
+  const auto seed = static_cast<uint64_t>(train.seed);
+  train_source_ = data::make_source(experiment.data, data::Split::train);
+  val_source_ = data::make_source(experiment.data, data::Split::val);
+  data::LoaderOptions loader;
+  loader.batch = train.batch;
+  loader.seed = seed;
+  loader_ = std::make_unique<data::Loader>(*train_source_, loader);
+  model_ = make_model(experiment, data());
+  model_->module().initialise(seed);
+  model_->set_compute(train.compute());
+  parameters_ = model_->module().parameters();
+  optimizer_ = make_optimizer(experiment.optimizer, parameters_);
+  if (train.ema > 0.0) ema_ = std::make_unique<Ema>(parameters_, train.ema);
+}
+
+// ---- one step ----------------------------------------------------------------------------------------------------
+
+Trainer::StepResult Trainer::step() {
+  const TrainOptions& train = experiment_.train;
+  const data::Batch batch = loader_->next();
+  const int64_t samples = batch.inputs.dim(0);
+  const int64_t micro = train.micro_batch > 0 ? train.micro_batch : samples;
+  const auto scored = static_cast<double>(scored_positions(batch));
+  FOVEA_CHECK(scored > 0, "train: step ", step_ + 1, ": no position of the batch has a target");
+
+  StepResult result;
+  model_->module().train();
+  model_->module().zero_grad();
+  for (int64_t begin = 0; begin < samples; begin += micro) {
+    const data::Batch part = slice(batch, begin, std::min(samples, begin + micro));
+    const nn::RandomScope random(static_cast<uint64_t>(train.seed), static_cast<uint64_t>(step_), begin);
+    // Means over parts are weighted by their scored positions, so that accumulation changes nothing.
+    const double weight = static_cast<double>(scored_positions(part)) / scored;
+    if (weight == 0.0) continue;
+    const Variable loss = model_->loss(part, train);
+    const double value = loss.value().item();
+    FOVEA_CHECK(std::isfinite(value), "train: the loss of step ", step_ + 1, " is ", value, "; first bad tensor: ",
+                first_nonfinite(parameters_).value_or("none of the parameters (activations overflowed; lower the learning rate)"));
+    result.loss += weight * value;
+    loss.backward(Tensor::full(loss.shape(), weight, loss.dtype()));
+  }
+  result.grad_norm = global_norm(parameters_);
+  FOVEA_CHECK(std::isfinite(result.grad_norm), "train: the gradient of step ", step_ + 1, " is not finite; first bad tensor: ",
+              first_nonfinite(parameters_).value_or("none (the norm overflowed)"));
+  const double factor = train.clip > 0.0 && result.grad_norm > train.clip ? train.clip / result.grad_norm : 1.0;
+  result.lr = learning_rate(experiment_.optimizer.lr, experiment_.schedule, step_, train.steps);
+  optimizer_->step(result.lr, factor);
+  if (ema_) ema_->update();
+  ++step_;
+  return result;
+}
+
+// ---- evaluation --------------------------------------------------------------------------------------------------
+
+EvalSums Trainer::evaluate(int64_t samples) {
+  const int64_t all = val_source_->size();
+  const int64_t count = samples > 0 ? std::min(samples, all) : all;
+  const int64_t batch = experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch : experiment_.train.batch;
+  std::optional<Ema::Swap> averaged;
+  if (ema_) averaged.emplace(*ema_);
+  model_->module().train(false);
+  EvalSums sums;
+  for (int64_t begin = 0; begin < count; begin += batch) {
+    std::vector<data::Sample> part;
+    for (int64_t i = begin; i < std::min(count, begin + batch); ++i) part.push_back({i, 0, static_cast<uint64_t>(i)});
+    sums += model_->evaluate(val_source_->make(part, 0));
+  }
+  model_->module().train(true);
+  FOVEA_CHECK(sums.scored > 0, "evaluate: no held-out position has a target");
+  return sums;
+}
+
+std::string Trainer::sample_text(int64_t tokens) {
+  const std::shared_ptr<const data::Tokenizer> tokenizer = data().tokenizer;
+  if (model_->gpt() == nullptr || !tokenizer || tokens == 0) return "";
+  std::optional<Ema::Swap> averaged;
+  if (ema_) averaged.emplace(*ema_);
+  model_->module().train(false);
+  SamplerOptions options;
+  options.temperature = 0.8;
+  options.seed = static_cast<uint64_t>(experiment_.train.seed);
+  std::vector<int64_t> prompt{0}, written;
+  try {
+    prompt = tokenizer->encode("\n");
+  } catch (const Error&) {  // a vocabulary without line breaks: its first token opens the text
+  }
+  generate(*model_->gpt(), prompt, tokens, options, [&](int64_t token) {
+    written.push_back(token);
+    return true;
+  });
+  model_->module().train(true);
+  return tokenizer->decode(written);
+}
+
+// ---- state -------------------------------------------------------------------------------------------------------
+
+Checkpoint Trainer::save() const {
+  Checkpoint checkpoint;
+  for (const nn::NamedParameter& p : parameters_) checkpoint.tensors.emplace_back("model." + p.name, p.variable.value());
+  for (const nn::NamedBuffer& b : model_->module().buffers()) checkpoint.tensors.emplace_back("model." + b.name, *b.tensor);
+  for (const auto& [name, tensor] : optimizer_->state()) checkpoint.tensors.emplace_back("optimizer." + name, tensor);
+  if (ema_) {
+    for (const auto& [name, tensor] : ema_->state()) checkpoint.tensors.emplace_back("ema." + name, tensor);
+  }
+  checkpoint.attributes = {{"config", config::resolved_toml(experiment_)},
+                           {"step", std::to_string(step_)},
+                           {"samples", std::to_string(loader_->position())},
+                           {"seconds", exact(seconds_)}};
+  if (best_) checkpoint.attributes["best"] = exact(*best_);
+  return checkpoint;
+}
+
+void Trainer::load(const Checkpoint& checkpoint) {
+  for (const nn::NamedParameter& p : parameters_) checkpoint.restore("model." + p.name, p.variable.value());
+  for (const nn::NamedBuffer& b : model_->module().buffers()) checkpoint.restore("model." + b.name, *b.tensor);
+  for (const auto& [name, tensor] : optimizer_->state()) checkpoint.restore("optimizer." + name, tensor);
+  if (ema_) {
+    for (const auto& [name, tensor] : ema_->state()) checkpoint.restore("ema." + name, tensor);
+  }
+  step_ = std::stoll(checkpoint.attribute("step"));
+  optimizer_->set_steps(step_);
+  loader_->seek(std::stoll(checkpoint.attribute("samples")));
+  seconds_ = std::stod(checkpoint.attribute("seconds"));
+  if (checkpoint.attributes.contains("best")) best_ = std::stod(checkpoint.attribute("best"));
+}
+
+void Trainer::load_weights(const Checkpoint& checkpoint) {
+  const std::string from = ema_ ? "ema." : "model.";
+  for (const nn::NamedParameter& p : parameters_) checkpoint.restore(from + p.name, p.variable.value());
+  for (const nn::NamedBuffer& b : model_->module().buffers()) checkpoint.restore("model." + b.name, *b.tensor);
+  ema_.reset();
+  step_ = std::stoll(checkpoint.attribute("step"));
+}
+
+// ---- the loop ----------------------------------------------------------------------------------------------------
+
+// Training time: evaluations, samples and checkpoints are not counted.
+struct Trainer::Clock {
+  using Steady = std::chrono::steady_clock;
+  Steady::time_point start = Steady::now();
+  double window_s = 0.0;     // since the last metrics line
+  int64_t window_steps = 0;
+  double step_s = 0.0;       // of one step, smoothed for the display
+  double peak_flops = 0.0;
+
+  void begin() { start = Steady::now(); }
+  double end() {
+    const double seconds = std::chrono::duration<double>(Steady::now() - start).count();
+    window_s += seconds;
+    ++window_steps;
+    step_s = step_s == 0.0 ? seconds : 0.9 * step_s + 0.1 * seconds;
+    return seconds;
+  }
+};
+
+void Trainer::log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics, Progress& progress) {
+  const TrainOptions& train = experiment_.train;
+  const double units_a_step = static_cast<double>(train.batch * model_->units_per_sample());
+  const auto mfu = [&](double seconds) { return model_->step_flops(train.batch) / seconds / clock.peak_flops; };
+  ProgressState state{step_, train.steps, result.loss, result.lr, units_a_step / clock.step_s, model_->unit(), mfu(clock.step_s),
+                      clock.step_s * static_cast<double>(train.steps - step_), memory_stats().live_bytes};
+  if (step_ % train.log_every == 0 || step_ == train.steps) {
+    const double a_step = clock.window_s / static_cast<double>(clock.window_steps);
+    metrics.write({step_, units(), seconds_, "train",
+                   {{"loss", result.loss},
+                    {"lr", result.lr},
+                    {"grad_norm", result.grad_norm},
+                    {"units_per_s", units_a_step / a_step},
+                    {"mfu", mfu(a_step)},
+                    {"memory_bytes", static_cast<double>(memory_stats().peak_bytes)}}});
+    clock.window_s = 0.0;
+    clock.window_steps = 0;
+  }
+  state.bytes = memory_stats().peak_bytes;
+  progress.update(state);
+}
+
+void Trainer::log_evaluation(const EvalSums& sums, const RunFolder& folder, MetricsWriter& metrics, Progress& progress) {
+  const double loss = sums.loss / sums.scored, accuracy = sums.correct / sums.scored;
+  metrics.write({step_, units(), seconds_, "val", {{"loss", loss}, {"accuracy", accuracy}, {"scored", sums.scored}}});
+  const bool better = !best_ || loss < *best_;
+  progress.message(concat("  step ", step_, ": held-out loss ", fixed(loss, 4), ", accuracy ", fixed(100.0 * accuracy, 2), " %", better ? "  (best)" : ""));
+  if (!better) return;
+  best_ = loss;
+  folder.save_best(save());
+}
+
+Outcome Trainer::train(const RunFolder& folder, const std::atomic<int>& stop, std::ostream& out, bool terminal) {
+  const TrainOptions& train = experiment_.train;
+  MetricsWriter metrics(folder.path(), step_);
+  Progress progress(out, terminal);
+  Clock clock;
+  clock.peak_flops = measured_peak_flops(train.compute());
+  Outcome outcome;
+  int64_t saved = -1;
+  const auto save_now = [&] {
+    if (saved != step_) folder.save(save(), step_, train.keep_last);
+    saved = step_;
+  };
+  while (step_ < train.steps && stop == 0) {
+    clock.begin();
+    const StepResult result = step();
+    seconds_ += clock.end();
+    outcome.train_loss = result.loss;
+    log_step(result, clock, metrics, progress);
+    const bool last = step_ == train.steps;
+    if (last || (train.eval_every > 0 && step_ % train.eval_every == 0)) {
+      outcome.held_out = evaluate(last ? 0 : train.eval_samples);
+      log_evaluation(*outcome.held_out, folder, metrics, progress);
+    }
+    if (last || (train.save_every > 0 && step_ % train.save_every == 0)) save_now();
+  }
+  if (stop != 0) save_now();
+  outcome.stopped_by = step_ < train.steps ? stop.load() : 0;
+  outcome.step = step_;
+  outcome.seconds = seconds_;
+  return outcome;
+}
+
+}  // namespace fovea::train

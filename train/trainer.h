@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The training loop. One step: for every micro-batch forward and backward, clip by the global norm, update, average.
+// Everything a step does is a function of (checkpoint, config, step): resuming gives the same bits as not stopping.
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <ostream>
+
+#include "data/loader.h"
+#include "data/source.h"
+#include "train/checkpoint.h"
+#include "train/metrics.h"
+#include "train/model.h"
+#include "train/optim/optimizer.h"
+#include "train/progress.h"
+#include "train/run_folder.h"
+
+namespace fovea::train {
+
+// What a run reports when it ends.
+struct Outcome {
+  int64_t step = 0;
+  int stopped_by = 0;                // signal, or 0: it reached the last step
+  double train_loss = 0.0;           // of the last step
+  std::optional<EvalSums> held_out;  // of the last evaluation
+  double seconds = 0.0;              // training time over all sittings of this run
+};
+
+class Trainer {
+ public:
+  // Builds data, model and optimizer; touches no file of the run folder. The experiment outlives the trainer.
+  explicit Trainer(Experiment& experiment);
+
+  // The whole state. load() throws naming the tensor that is missing or does not fit.
+  Checkpoint save() const;
+  void load(const Checkpoint& checkpoint);
+  // Only the weights (averaged ones where there are any): what evaluation and sampling need.
+  void load_weights(const Checkpoint& checkpoint);
+
+  // Trains to the last step, or until `stop` holds a signal's number; logs to the run folder and the terminal.
+  Outcome train(const RunFolder& folder, const std::atomic<int>& stop, std::ostream& out, bool terminal);
+
+  // Held-out sums, with the averaged weights if there are any. samples 0: all.
+  EvalSums evaluate(int64_t samples);
+
+  // Text that the (averaged) model writes after a line break; empty for models that are not about text.
+  std::string sample_text(int64_t tokens);
+
+  // One optimizer step. Throws naming the first bad tensor when loss or gradient is not finite.
+  struct StepResult {
+    double loss = 0.0;       // mean over scored positions
+    double grad_norm = 0.0;  // before clipping
+    double lr = 0.0;
+  };
+  StepResult step();
+
+  Model& model() { return *model_; }
+  const data::Description& data() const { return train_source_->description(); }
+  int64_t completed_steps() const { return step_; }
+
+ private:
+  struct Clock;
+  void log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics, Progress& progress);
+  void log_evaluation(const EvalSums& sums, const RunFolder& folder, MetricsWriter& metrics, Progress& progress);
+  int64_t units() const { return step_ * experiment_.train.batch * model_->units_per_sample(); }
+
+  Experiment& experiment_;
+  std::unique_ptr<data::Source> train_source_, val_source_;
+  std::unique_ptr<data::Loader> loader_;
+  std::unique_ptr<Model> model_;
+  Parameters parameters_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<Ema> ema_;
+  int64_t step_ = 0;
+  double seconds_ = 0.0;
+  std::optional<double> best_;  // lowest held-out loss
+};
+
+}  // namespace fovea::train
