@@ -6,14 +6,15 @@
 #include <cstdio>
 #include <functional>
 
+#include "attention/registry.h"
 #include "attention/score/score.h"
-#include "attention/softmax_attention/softmax_attention.h"
 #include "core/allocator.h"
 #include "core/ops/matmul.h"
 #include "nn/gpt.h"
 #include "nn/loss.h"
 #include "nn/norm.h"
 #include "train/bench/roof.h"
+#include "train/model_options.h"
 #include "train/optim/optimizer.h"
 
 namespace fovea::train {
@@ -135,14 +136,13 @@ std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dt
 }
 
 std::vector<BenchRow> bench_step(const StepBench& z, Dtype dtype, double seconds) {
-  nn::GptOptions options;
+  GptModelOptions options;
   options.layers = z.layers;
   options.dim = z.dim;
   options.context = z.context;
-  attention::SoftmaxAttentionOptions heads;
-  heads.heads = z.heads;
-  nn::Gpt gpt(options, z.vocab, [&](int64_t channels, int64_t layer, int64_t layers) -> std::unique_ptr<nn::Mixer> {
-    return std::make_unique<attention::SoftmaxAttention>(heads, channels, layer, layers);
+  config::load_text(options, "", "bench", {{"attention.heads", std::to_string(z.heads)}});
+  nn::Gpt gpt(options, z.vocab, [&](int64_t channels, int64_t layer, int64_t layers) {
+    return attention::make_attention(options.attention, channels, layer, layers);
   });
   gpt.initialise(1);
   gpt.set_compute(dtype);
