@@ -241,7 +241,7 @@ TEST(Recall, EveryQueryHasTheValueThatFollowedItsKey) {
     EXPECT_EQ(scored, 4);
   }
   options.context = 11;
-  EXPECT_ERROR(make_recall(options, Split::train), "take 12 tokens, but context is 11");
+  EXPECT_ERROR(make_recall(options, Split::train), "pairs and 4 queries take 12 tokens, but context is 11");
 }
 
 // ---- loader ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Multi-query associative recall (2312.04927 section 4): a sequence opens with key-value pairs; later each key appears
-// once more, and the model must answer with its value.
+// Multi-query associative recall (2312.04927 section 4): a sequence opens with key-value pairs; later keys appear
+// again, each at least once, and the model must answer with the value.
 
 #include "data/source.h"
 
@@ -10,13 +10,14 @@ namespace fovea::data {
 struct RecallOptions : config::Options {
   int64_t context = 64;       // tokens of a sequence
   int64_t pairs = 4;
+  int64_t queries = 0;        // 0: as many as pairs
   int64_t vocab_size = 256;   // 0 is filler; keys are the lower half of the rest, values the upper
   int64_t train_samples = 100000;
   int64_t val_samples = 1000;
   void describe(config::Fields& f) override;
 };
 
-// k1 v1 k2 v2 ... then filler, with every key at a random later position, where the target is its value; all other
+// k1 v1 k2 v2 ... then filler, with keys at random later positions, where the target is its value; all other
 // targets are kIgnore. Throws when the queries do not fit.
 std::unique_ptr<Source> make_recall(const RecallOptions& options, Split split);
 
