@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/optim/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
@@ -193,6 +195,11 @@ class Muon final : public Optimizer {
 }  // namespace
 
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options, const Parameters& parameters) {
+  std::map<const void*, std::string> names;
+  for (const nn::NamedParameter& p : parameters) {
+    const auto [other, is_new] = names.emplace(p.variable.state(), p.name);
+    FOVEA_CHECK(is_new, "optimizer: ", other->second, " and ", p.name, " are one parameter, which would move twice a step; list it once");
+  }
   if (options.kind == "adamw") return std::make_unique<Adamw>(options, parameters);
   if (options.kind == "muon") return std::make_unique<Muon>(options, parameters);
   FOVEA_CHECK(options.kind == "sgd" || options.kind == "lion", "optimizer: unknown kind ", options.kind);
@@ -238,6 +245,7 @@ Ema::Ema(const Parameters& parameters, double decay) : parameters_(parameters), 
 }
 
 void Ema::update() {
+  FOVEA_CHECK(!swapped_, "ema: update while the averages stand in the parameters; end the Swap first");
   const auto rest = static_cast<float>(1.0 - decay_);
   for (size_t i = 0; i < parameters_.size(); ++i) {
     float* average = averages_[i].second.data<float>();
@@ -248,7 +256,13 @@ void Ema::update() {
   }
 }
 
+Ema::Swap::Swap(Ema& ema) : ema_(ema) {
+  FOVEA_CHECK(!ema.swapped_, "ema: the averages stand in the parameters already; end the other Swap first");
+  ema_.exchange();
+}
+
 void Ema::exchange() {
+  swapped_ = !swapped_;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     float* average = averages_[i].second.data<float>();
     std::swap_ranges(average, average + averages_[i].second.numel(), parameters_[i].variable.value().data<float>());

@@ -38,7 +38,7 @@ class Optimizer {
   int64_t steps_ = 0;
 };
 
-// Throws for a parameter that is not f32.
+// Throws for a parameter that is not f32, and for one that is listed twice.
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options, const Parameters& parameters);
 
 // Root of the sum of squares of all gradients.
@@ -47,7 +47,8 @@ double global_norm(const Parameters& parameters);
 // The first NaN or infinity among gradients, then among values: "gradient of blocks.3.mlp.up.weight, element 17: nan".
 std::optional<std::string> first_nonfinite(const Parameters& parameters);
 
-// Averaged weights (Polyak): average <- decay average + (1 - decay) weights, after each step.
+// Averaged weights (Polyak): average <- decay average + (1 - decay) weights, after each step. update() throws while a
+// Swap lives.
 class Ema {
  public:
   Ema(const Parameters& parameters, double decay);
@@ -57,7 +58,7 @@ class Ema {
   // While one lives, the parameters hold the averages; then the trained values again, bit for bit.
   class Swap {
    public:
-    explicit Swap(Ema& ema) : ema_(ema) { ema_.exchange(); }
+    explicit Swap(Ema& ema);
     ~Swap() { ema_.exchange(); }
     Swap(const Swap&) = delete;
     Swap& operator=(const Swap&) = delete;
@@ -72,6 +73,7 @@ class Ema {
   Parameters parameters_;
   NamedTensors averages_;
   double decay_;
+  bool swapped_ = false;
 };
 
 }  // namespace fovea::train

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/optim/options.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -29,6 +30,8 @@ void ScheduleOptions::describe(config::Fields& f) {
 }
 
 double learning_rate(double peak, const ScheduleOptions& s, int64_t step, int64_t steps) {
+  FOVEA_CHECK(s.kind == "constant" || s.kind == "cosine" || s.kind == "linear" || s.kind == "wsd", "schedule: unknown kind ", s.kind,
+              "; expected constant, cosine, linear or wsd");
   if (step < s.warmup) return peak * static_cast<double>(step + 1) / static_cast<double>(s.warmup);
   if (s.kind == "constant") return peak;
   // Progress of the decay, 0 at its first step and 1 at the last step of all.

@@ -30,7 +30,7 @@ struct ScheduleOptions : config::Options {
   void describe(config::Fields& f) override;
 };
 
-// Rate of step `step` (0-based) of `steps`: linear warm-up to `peak`, then the schedule's shape.
+// Rate of step `step` (0-based) of `steps`: linear warm-up to `peak`, then the schedule's shape. Throws for an unknown kind.
 double learning_rate(double peak, const ScheduleOptions& schedule, int64_t step, int64_t steps);
 
 }  // namespace fovea::train

@@ -29,4 +29,5 @@ void sgd_update(float* p, const float* g, float* m, int64_t n, float factor, flo
 void lion_update(float* p, const float* g, float* m, int64_t n, float factor, float lr, float beta1, float beta2, float shrink);
 // average <- average + (1 - decay) (p - average)
 void ema_update(float* average, const float* p, int64_t n, float rest);
+// In f64, the same bits under both instruction sets.
 double sum_of_squares(const float* x, int64_t n);)
