@@ -56,10 +56,14 @@ int64_t Module::parameter_count() const {
   return count;
 }
 
-void Module::initialise(uint64_t seed) {
+void Module::initialise(uint64_t seed, double scale) {
   visit("", [&](const std::string& prefix, Module& module) {
     module.path_ = prefix;
-    for (const Parameter& p : module.parameters_) fill(p.variable.value(), p.init, RngKey(seed, "init", join(prefix, p.name)));
+    for (const Parameter& p : module.parameters_) {
+      Init init = p.init;
+      if (init.kind == Init::Kind::normal) init.scale *= scale;
+      fill(p.variable.value(), init, RngKey(seed, "init", join(prefix, p.name)));
+    }
   });
 }
 

@@ -47,7 +47,8 @@ class Module {
   int64_t parameter_count() const;
 
   // Gives every parameter its starting value and tells every module its path. Called once, on the root, before use.
-  void initialise(uint64_t seed);
+  // `scale` multiplies the deviation of the normal ones.
+  void initialise(uint64_t seed, double scale = 1.0);
   // Dotted path from the root ("" for the root): names random streams and error messages.
   const std::string& path() const { return path_; }
 

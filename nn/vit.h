@@ -33,6 +33,7 @@ class Vit : public Module {
 
   void set_compute(Dtype compute) { compute_ = compute; }
   Dtype compute() const { return compute_; }
+  const VitOptions& options() const { return options_; }
   int64_t classes() const { return classes_; }
   int64_t tokens() const { return grid_h_ * grid_w_ + (options_.pool == "class" ? 1 : 0); }
   double forward_flops(int64_t batch) const;

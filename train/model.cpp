@@ -45,6 +45,7 @@ class LanguageModel final : public Model {
  public:
   LanguageModel(const nn::GptOptions& options, int64_t vocab, const nn::MixerFactory& mixer) : gpt_(options, vocab, mixer) {}
   nn::Module& module() override { return gpt_; }
+  void initialise(uint64_t seed) override { gpt_.initialise(seed, gpt_.options().init_scale); }
   void set_compute(Dtype compute) override { gpt_.set_compute(compute); }
   Variable loss(const data::Batch& batch, const TrainOptions& options) override {
     return nn::cross_entropy(gpt_.forward(batch.inputs), batch.targets, loss_options(options));
@@ -68,6 +69,7 @@ class ImageModel final : public Model {
   ImageModel(const nn::VitOptions& options, const data::Description& data, const nn::MixerFactory& mixer)
       : vit_(options, data.channels, data.height, data.width, data.classes, mixer) {}
   nn::Module& module() override { return vit_; }
+  void initialise(uint64_t seed) override { vit_.initialise(seed, vit_.options().init_scale); }
   void set_compute(Dtype compute) override { vit_.set_compute(compute); }
   Variable loss(const data::Batch& batch, const TrainOptions& options) override {
     const Variable logits = vit_.forward(Variable(batch.inputs));

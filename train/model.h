@@ -25,6 +25,8 @@ class Model {
  public:
   virtual ~Model() = default;
   virtual nn::Module& module() = 0;
+  // Starting values, as the model's options say.
+  virtual void initialise(uint64_t seed) = 0;
   virtual void set_compute(Dtype compute) = 0;
   // Mean loss over the scored positions of `batch`, as a scalar Variable.
   virtual Variable loss(const data::Batch& batch, const TrainOptions& options) = 0;

@@ -45,7 +45,7 @@ Trainer::Trainer(Experiment& experiment) : experiment_(experiment) {
   loader.seed = seed;
   loader_ = std::make_unique<data::Loader>(*train_source_, loader);
   model_ = make_model(experiment, data());
-  model_->module().initialise(seed);
+  model_->initialise(seed);
   model_->set_compute(train.compute());
   parameters_ = model_->module().parameters();
   optimizer_ = make_optimizer(experiment.optimizer, parameters_);

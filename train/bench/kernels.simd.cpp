@@ -27,7 +27,8 @@ int64_t fma_flops_a_round() { return 2 * kChains * kLanes; }
 void triad(float* a, const float* b, const float* c, int64_t n) {
   const Vec s = splat(3.0f);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(a + i, fma(s, load(c + i), load(b + i)));
+  for (; i < n && reinterpret_cast<uintptr_t>(a + i) % 64 != 0; ++i) a[i] = b[i] + 3.0f * c[i];
+  for (; i + kLanes <= n; i += kLanes) stream(a + i, fma(s, load(c + i), load(b + i)));
   for (; i < n; ++i) a[i] = b[i] + 3.0f * c[i];
 }
 
