@@ -1,47 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
-#include <unistd.h>
 #include <zlib.h>
 
 #include <fstream>
 #include <set>
 #include <sstream>
 
-#include "core/io/file.h"
 #include "data/image/images.h"
 #include "data/loader.h"
 #include "data/prepare.h"
 #include "data/synthetic/recall.h"
+#include "data/test_util.h"
 #include "data/text/tokens.h"
 
 namespace fovea::data {
 namespace {
 
-template <typename F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-#define EXPECT_ERROR(expression, part)                                        \
-  do {                                                                        \
-    const std::string error = error_of([&] { static_cast<void>(expression); }); \
-    EXPECT_NE(error.find(part), std::string::npos) << error;                  \
-  } while (false)
-
-class Data : public testing::Test {
- protected:
-  void SetUp() override {
-    folder = std::filesystem::temp_directory_path() / ("fovea_data_test." + std::to_string(getpid()));
-    std::filesystem::create_directories(folder);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder); }
-  void put(const std::string& name, const std::string& content) { replace_file(folder / name, content); }
-  std::filesystem::path folder;
-};
+class Data : public TestFolder {};
 
 // ---- tokenizers --------------------------------------------------------------------------------------------------
 

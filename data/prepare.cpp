@@ -21,7 +21,13 @@ void make_folder(const std::filesystem::path& folder) {
 std::unique_ptr<Tokenizer> make_tokenizer(const std::string& text, const PrepareOptions& options) {
   if (options.tokenizer == "bytes") return byte_tokenizer();
   if (options.tokenizer == "characters") return character_tokenizer(text);
-  throw Error(concat("data: tokenizer \"", options.tokenizer, "\"; expected bytes or characters"));
+  if (options.tokenizer == "bpe") {  // learns nothing from what is held out
+    const auto seen = static_cast<size_t>(static_cast<double>(text.size()) * (1.0 - options.val_fraction));
+    return train_bpe(std::string_view(text).substr(0, seen), options.vocab_size);
+  }
+  FOVEA_CHECK(std::filesystem::is_regular_file(options.tokenizer), "data: tokenizer \"", options.tokenizer,
+              "\"; expected bytes, characters, bpe, or a tokenizer file");
+  return load_tokenizer(options.tokenizer);
 }
 
 void write_text(const std::string& text, const std::filesystem::path& folder, const PrepareOptions& options, std::ostream& log) {

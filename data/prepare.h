@@ -12,7 +12,8 @@
 namespace fovea::data {
 
 struct PrepareOptions {
-  std::string tokenizer = "characters";  // bytes | characters
+  std::string tokenizer = "characters";  // bytes | characters | bpe (learned from the training part) | a file that load_tokenizer reads
+  int64_t vocab_size = 2048;             // of bpe
   double val_fraction = 0.1;             // the last part of the text is held out
 };
 

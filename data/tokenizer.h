@@ -29,7 +29,11 @@ std::unique_ptr<Tokenizer> byte_tokenizer();
 // The sorted distinct characters (UTF-8 code points) of `text`. Throws naming the offset of bytes that are no UTF-8.
 std::unique_ptr<Tokenizer> character_tokenizer(std::string_view text);
 
-// Reads what to_json() wrote (tokenizer.json beside train.bin). Throws naming the file and what it lacks.
+// Byte-level BPE learned from `text` (text/bpe.h). Throws when the text has too few repeated pairs for the size.
+std::unique_ptr<Tokenizer> train_bpe(std::string_view text, int64_t vocab_size);
+
+// Reads what to_json() wrote (tokenizer.json beside train.bin), a tokenizer.json of Hugging Face that is byte-level BPE,
+// GPT-2's encoder.json (vocab.bpe beside it), or a .tiktoken file. Throws naming the file and what it lacks.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path);
 
 }  // namespace fovea::data

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data/text/tokens.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/rng.h"
@@ -38,11 +39,21 @@ TokenFile::TokenFile(const std::filesystem::path& path) : file_(path) {
 }
 
 void write_token_file(const std::filesystem::path& path, std::span<const int64_t> ids) {
-  std::string content(ids.size() * 2, '\0');
+  const auto [least, largest] = std::minmax_element(ids.begin(), ids.end());
+  const bool wide = !ids.empty() && *largest >= 65536;
+  FOVEA_CHECK(ids.empty() || (*least >= 0 && *largest < (int64_t{1} << 32)), "tokens: ids from ", *least, " to ", *largest,
+              " do not fit the 32 bits of a token file");
+  FOVEA_CHECK(!wide || ids.size() < (size_t{1} << 31), "tokens: ", ids.size(), " ids are too many for the header of a token file");
+  std::string content;
+  if (wide) {
+    const int32_t header[256] = {20240801, 7, static_cast<int32_t>(ids.size())};
+    content.assign(reinterpret_cast<const char*>(header), sizeof header);
+  }
+  const size_t width = wide ? 4 : 2, start = content.size();
+  content.resize(start + ids.size() * width);
   for (size_t i = 0; i < ids.size(); ++i) {
-    FOVEA_CHECK(ids[i] >= 0 && ids[i] < 65536, "tokens: id ", ids[i], " does not fit the 16 bits of a token file");
-    const auto id = static_cast<uint16_t>(ids[i]);
-    std::memcpy(content.data() + 2 * i, &id, 2);
+    const auto id = static_cast<uint32_t>(ids[i]);  // little-endian: the low bytes come first
+    std::memcpy(content.data() + start + i * width, &id, width);
   }
   replace_file(path, content);
 }

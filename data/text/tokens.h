@@ -38,7 +38,7 @@ class TokenFile {
   std::optional<int64_t> vocab_;
 };
 
-// Writes raw uint16 ids; throws when an id does not fit.
+// Writes raw uint16 ids, or, when one does not fit, uint32 ids after a header (magic 20240801).
 void write_token_file(const std::filesystem::path& path, std::span<const int64_t> ids);
 
 // A sample is `context` consecutive tokens and, as targets, the ones after each. An epoch tiles the file from an offset

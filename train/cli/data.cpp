@@ -34,7 +34,8 @@ void add_data(CLI::App& program, int&) {
   static data::PrepareOptions options;
   prepare->add_option("SOURCE", source, "kjv, fashion-mnist, or a text file")->required();
   prepare->add_option("--out", out, "folder to make; default: datasets/<name>");
-  prepare->add_option("--tokenizer", options.tokenizer, "bytes or characters")->capture_default_str();
+  prepare->add_option("--tokenizer", options.tokenizer, "bytes, characters, bpe (learned from the text), or a tokenizer file")->capture_default_str();
+  prepare->add_option("--vocab-size", options.vocab_size, "tokens that bpe learns")->capture_default_str();
   prepare->add_option("--val-fraction", options.val_fraction, "share of the text, at its end, that is held out")->capture_default_str();
   prepare->callback([] {
     const bool known = source == "kjv" || source == "fashion-mnist";
