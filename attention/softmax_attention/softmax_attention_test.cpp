@@ -3,9 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "autograd/gradcheck.h"
 #include "autograd/ops.h"
 #include "core/rng.h"
+#include "nn/gpt.h"
+#include "nn/loss.h"
 
 namespace fovea::attention {
 namespace {
@@ -129,6 +133,43 @@ TEST(SoftmaxAttention, SizesThatDoNotDivideAreNamed) {
   options.head_dim = 3;
   options.rope = "half";
   EXPECT_NE(message().find("even head_dim, found 3"), std::string::npos) << message();
+}
+
+// The whole model as training runs it (packed, in place, through the products' own kernels) against the f64 definitions.
+TEST(SoftmaxAttention, GradientsOfAGptFollowF64) {
+  nn::GptOptions options;
+  options.layers = 2;
+  options.dim = 64;
+  options.context = 96;
+  const auto mixer = [](int64_t channels, int64_t layer, int64_t layers) {
+    SoftmaxAttentionOptions o;
+    o.heads = 2;
+    return std::make_unique<SoftmaxAttention>(o, channels, layer, layers);
+  };
+  const Tensor ids = Tensor::empty({8, 96}, Dtype::i64), targets = Tensor::empty({8, 96}, Dtype::i64);
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    ids.data<int64_t>()[i] = static_cast<int64_t>(random_below(RngKey(1, "test", "ids"), static_cast<uint64_t>(i), 64));
+    targets.data<int64_t>()[i] = i % 3 == 0 ? -100 : static_cast<int64_t>(random_below(RngKey(1, "test", "targets"), static_cast<uint64_t>(i), 64));
+  }
+  const auto gradients = [&](Dtype compute) {
+    auto gpt = std::make_unique<nn::Gpt>(options, 64, mixer);
+    gpt->initialise(3, 4.0);
+    if (compute == Dtype::f64) gpt->to(Dtype::f64);
+    gpt->set_compute(compute);
+    nn::cross_entropy(gpt->forward(ids), targets).backward();
+    return gpt;
+  };
+  const auto expected = gradients(Dtype::f64);
+  for (const auto& [compute, tolerance] : {std::pair{Dtype::f32, 2e-5}, std::pair{Dtype::bf16, 4e-2}}) {
+    const auto found = gradients(compute);
+    for (size_t i = 0; i < expected->parameters().size(); ++i) {
+      const nn::NamedParameter want = expected->parameters()[i], got = found->parameters()[i];
+      const auto a = want.variable.grad().to_vector<double>(), b = got.variable.grad().to_vector<double>();
+      double error = 0.0, size = 0.0;
+      for (size_t e = 0; e < a.size(); ++e) error += (a[e] - b[e]) * (a[e] - b[e]), size += a[e] * a[e];
+      EXPECT_LE(std::sqrt(error), tolerance * std::sqrt(size)) << want.name << " in " << name(compute);
+    }
+  }
 }
 
 }  // namespace
