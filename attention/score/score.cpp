@@ -1,18 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Cost, causal halves apart: forward 4 B H N M D FLOPs, backward 2.5 times that; bytes: q, k, v, out once, K and V packed
-// once to f32. Saved for backward: q, k, v, out, lse.
+// once to f32. Saved for backward: q, k, v, out, lse. A tile cut by a causal or window edge is computed in strips of 16
+// queries, each with the keys it sees.
 #include "attention/score/score.h"
 
 #include <cmath>
 #include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
 
 #include "attention/score/tile.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 
 namespace fovea::attention {
 namespace {
 
-constexpr int64_t kTile = 64;
+constexpr int64_t kTile = 64, kStrip = 16;
 
 // ---- tile operations by accumulator type: f32 in SIMD, f64 as the plain definition ---------------------------------
 
@@ -60,6 +65,41 @@ void cap(double* s, double* slope, int64_t n, double c) {
   }
 }
 
+// Rows [rows, columns] of a [B, H, N, D] view at (b, h), from row i0 on.
+TileRows rows_of(const Tensor& t, int64_t b, int64_t h, int64_t i0, int64_t rows) {
+  const int64_t first = b * t.stride(0) + h * t.stride(1) + i0 * t.stride(2);
+  return {static_cast<std::byte*>(t.raw()) + first * size_of(t.dtype()), t.dtype(), t.stride(2), rows, t.dim(3)};
+}
+
+void load(float* to, const TileRows& from, double factor) { FOVEA_SIMD_CALL(load_rows, to, from, static_cast<float>(factor)); }
+void load(double* to, const TileRows& from, double factor) {
+  for (int64_t i = 0; i < from.rows; ++i) {
+    for (int64_t c = 0; c < from.columns; ++c) to[i * from.columns + c] = factor * static_cast<const double*>(from.data)[i * from.stride + c];
+  }
+}
+
+void store(const TileRows& to, const float* from, double factor) { FOVEA_SIMD_CALL(store_rows, to, from, static_cast<float>(factor)); }
+void store(const TileRows& to, const double* from, double factor) {
+  for (int64_t i = 0; i < to.rows; ++i) {
+    for (int64_t c = 0; c < to.columns; ++c) static_cast<double*>(to.data)[i * to.stride + c] = factor * from[i * to.columns + c];
+  }
+}
+
+void dots(float* to, const float* a, const TileRows& b) { FOVEA_SIMD_CALL(row_dots, to, a, b); }
+void dots(double* to, const double* a, const TileRows& b) {
+  for (int64_t i = 0; i < b.rows; ++i) {
+    to[i] = 0.0;
+    for (int64_t c = 0; c < b.columns; ++c) to[i] += a[i * b.columns + c] * static_cast<const double*>(b.data)[i * b.stride + c];
+  }
+}
+
+void transpose(float* to, const float* from, int64_t rows, int64_t columns) { FOVEA_SIMD_CALL(transpose_tile, to, from, rows, columns); }
+void transpose(double* to, const double* from, int64_t rows, int64_t columns) {
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t i = 0; i < kTile; ++i) to[c * kTile + i] = i < rows ? from[i * columns + c] : 0.0;
+  }
+}
+
 // ---- the problem ---------------------------------------------------------------------------------------------------
 
 struct Problem {
@@ -86,43 +126,75 @@ Problem check(const ScoreInputs& in, const Mask& mask, const ScoreOptions& optio
   return p;
 }
 
-template <typename T>
-const T* head(const Tensor& t, int64_t b, int64_t h) { return t.data<T>() + b * t.stride(0) + h * t.stride(1); }
-template <typename T>
-T* head_mutable(const Tensor& t, int64_t b, int64_t h) { return t.data<T>() + b * t.stride(0) + h * t.stride(1); }
-
-// cos and sin of positions [0, M): [M, D/2] each
+// cos and sin of positions [0, count) for D channels: [count, D/2] each
 template <typename Acc>
 struct RopeTable {
   std::vector<Acc> cosine, sine;
-  int64_t half = 0;
-  bool interleaved = false;
 
-  RopeTable(const ScoreOptions& options, int64_t positions, int64_t dim) {
-    if (options.rope == Rope::none) return;
-    interleaved = options.rope == Rope::interleaved;
-    half = dim / 2;
-    cosine.resize(static_cast<size_t>(positions * half));
-    sine.resize(cosine.size());
+  RopeTable(double base, int64_t positions, int64_t dim) {
+    std::vector<double> frequency(static_cast<size_t>(dim / 2));
+    for (size_t t = 0; t < frequency.size(); ++t) frequency[t] = std::pow(base, -2.0 * static_cast<double>(t) / static_cast<double>(dim));
     for (int64_t p = 0; p < positions; ++p) {
-      for (int64_t t = 0; t < half; ++t) {
-        const double angle = static_cast<double>(p) * std::pow(options.rope_base, -2.0 * static_cast<double>(t) / static_cast<double>(dim));
-        cosine[static_cast<size_t>(p * half + t)] = static_cast<Acc>(std::cos(angle));
-        sine[static_cast<size_t>(p * half + t)] = static_cast<Acc>(std::sin(angle));
+      for (const double f : frequency) {
+        cosine.push_back(static_cast<Acc>(std::cos(static_cast<double>(p) * f)));
+        sine.push_back(static_cast<Acc>(std::sin(static_cast<double>(p) * f)));
       }
     }
   }
-  // Rotates row [D] in place by its position's angles; direction -1 undoes it (the gradient).
-  void rotate(Acc* row, int64_t position, Acc direction) const {
-    for (int64_t t = 0; t < half; ++t) {
-      const Acc c = cosine[static_cast<size_t>(position * half + t)], s = direction * sine[static_cast<size_t>(position * half + t)];
-      Acc& x = row[interleaved ? 2 * t : t];
-      Acc& y = row[interleaved ? 2 * t + 1 : t + half];
-      const Acc rotated = x * c - y * s;
-      y = x * s + y * c;
-      x = rotated;
+};
+
+// Tables outlive calls (a layer asks for the same one at every step); one is replaced by a longer one when positions grow.
+template <typename Acc>
+std::shared_ptr<const RopeTable<Acc>> rope_table(double base, int64_t positions, int64_t dim) {
+  static std::mutex mutex;
+  static std::map<std::pair<double, int64_t>, std::shared_ptr<const RopeTable<Acc>>> tables;
+  const std::lock_guard lock(mutex);
+  auto& table = tables[{base, dim}];
+  if (!table || static_cast<int64_t>(table->cosine.size()) < positions * (dim / 2)) {
+    const int64_t held = table ? static_cast<int64_t>(table->cosine.size()) / (dim / 2) : 0;
+    table = std::make_shared<RopeTable<Acc>>(base, std::max(positions, 2 * held), dim);
+  }
+  return table;
+}
+
+// Rotates rows by their positions' angles.
+template <typename Acc>
+class Rotation {
+ public:
+  Rotation(const ScoreOptions& options, int64_t positions, int64_t dim) : half_(dim / 2), interleaved_(options.rope == Rope::interleaved) {
+    if (options.rope != Rope::none && positions > 0 && dim > 0) table_ = rope_table<Acc>(options.rope_base, positions, dim);
+  }
+  // x [rows, D] in place, the first row at `position`; direction -1 undoes it (the gradient).
+  void apply(Acc* x, int64_t position, int64_t rows, Acc direction) const {
+    if (!table_) return;
+    for (int64_t i = 0; i < rows; ++i, x += 2 * half_) {
+      const Acc *cosine = table_->cosine.data() + (position + i) * half_, *sine = table_->sine.data() + (position + i) * half_;
+      for (int64_t t = 0; t < half_; ++t) {
+        const Acc c = cosine[t], s = direction * sine[t];
+        Acc& first = x[interleaved_ ? 2 * t : t];
+        Acc& second = x[interleaved_ ? 2 * t + 1 : t + half_];
+        const Acc rotated = first * c - second * s;
+        second = first * s + second * c;
+        first = rotated;
+      }
     }
   }
+
+ private:
+  std::shared_ptr<const RopeTable<Acc>> table_;
+  int64_t half_;
+  bool interleaved_;
+};
+
+// What is computed of one tile: queries [i, i + rows) and keys [j, j + columns), counted from the tile's corner.
+struct Part {
+  int64_t i, rows, j, columns;
+};
+struct Parts {
+  std::array<Part, kTile / kStrip> list;
+  int count = 0;
+  const Part* begin() const { return list.data(); }
+  const Part* end() const { return list.data() + count; }
 };
 
 // Everything that forward and backward share about one call.
@@ -133,89 +205,104 @@ struct Engine {
   const ScoreInputs& in;
   const Mask& mask;
   const ScoreOptions& options;
-  const RopeTable<Acc> rope;
+  const Rotation<Acc> rotation;
   const int64_t key_tiles;
-  Tensor keys;            // [B, Hkv, tiles, D, 64]: k transposed within each tile, rotated; columns past M are 0
-  Tensor values;          // [B, Hkv, M, Dv]
-  Tensor values_t;        // [B, Hkv, tiles, Dv, 64], backward only
+  Tensor keys_t;    // [B, Hkv, tiles, D, 64]: rotated keys, transposed within each tile; columns past M are 0
+  Tensor values;    // [B, Hkv, M, Dv]
+  Tensor keys;      // [B, Hkv, M, D], rotated; backward only
+  Tensor values_t;  // [B, Hkv, tiles, Dv, 64], backward only
 
   Engine(const Problem& problem, const ScoreInputs& inputs, const Mask& m, const ScoreOptions& o, bool backward)
-      : p(problem), in(inputs), mask(m), options(o), rope(o, problem.M, problem.D), key_tiles((problem.M + kTile - 1) / kTile) {
-    keys = Tensor::empty({p.B, p.Hkv, key_tiles, p.D, kTile}, dtype_of<Acc>);
+      : p(problem), in(inputs), mask(m), options(o), rotation(o, problem.M, problem.D), key_tiles((problem.M + kTile - 1) / kTile) {
+    keys_t = Tensor::empty({p.B, p.Hkv, key_tiles, p.D, kTile}, dtype_of<Acc>);
     values = Tensor::empty({p.B, p.Hkv, p.M, p.Dv}, dtype_of<Acc>);
-    if (backward) values_t = Tensor::empty({p.B, p.Hkv, key_tiles, p.Dv, kTile}, dtype_of<Acc>);
+    if (backward) {
+      keys = Tensor::empty({p.B, p.Hkv, p.M, p.D}, dtype_of<Acc>);
+      values_t = Tensor::empty({p.B, p.Hkv, key_tiles, p.Dv, kTile}, dtype_of<Acc>);
+    }
     parallel_for(0, p.B * p.Hkv * key_tiles, 1, [&](int64_t begin, int64_t end) {
-      std::vector<Acc> row(static_cast<size_t>(p.D));
+      const Scratch<Acc> tile_keys(backward ? 0 : kTile * p.D);
       for (int64_t piece = begin; piece < end; ++piece) {
         const int64_t tile = piece % key_tiles, bh = piece / key_tiles, b = bh / p.Hkv, h = bh % p.Hkv;
         const int64_t first = tile * kTile, count = std::min(kTile, p.M - first);
-        Acc* kt = keys.data<Acc>() + piece * p.D * kTile;
-        for (int64_t j = 0; j < kTile; ++j) {
-          if (j < count) load_row(row.data(), in.k, b, h, first + j, p.D);
-          if (j < count) rope.rotate(row.data(), first + j, Acc{1});
-          for (int64_t d = 0; d < p.D; ++d) kt[d * kTile + j] = j < count ? row[static_cast<size_t>(d)] : Acc{0};
-        }
-        for (int64_t j = 0; j < count; ++j) load_row(value_row(bh, first + j), in.v, b, h, first + j, p.Dv);
-        if (!backward) continue;
-        Acc* vt = values_t.data<Acc>() + piece * p.Dv * kTile;
-        for (int64_t d = 0; d < p.Dv; ++d) {
-          for (int64_t j = 0; j < kTile; ++j) vt[d * kTile + j] = j < count ? value_row(bh, first + j)[d] : Acc{0};
-        }
+        Acc* k = backward ? key_row(bh, first) : tile_keys.data();
+        load(k, rows_of(in.k, b, h, first, count), 1.0);
+        rotation.apply(k, first, count, Acc{1});
+        transpose(keys_t.data<Acc>() + piece * p.D * kTile, k, count, p.D);
+        load(value_row(bh, first), rows_of(in.v, b, h, first, count), 1.0);
+        if (backward) transpose(values_t.data<Acc>() + piece * p.Dv * kTile, value_row(bh, first), count, p.Dv);
       }
     });
   }
 
+  Acc* key_row(int64_t bh, int64_t j) const { return keys.data<Acc>() + (bh * p.M + j) * p.D; }
   Acc* value_row(int64_t bh, int64_t j) const { return values.data<Acc>() + (bh * p.M + j) * p.Dv; }
-  const Acc* key_tile(int64_t bh, int64_t tile) const { return keys.data<Acc>() + (bh * key_tiles + tile) * p.D * kTile; }
+  const Acc* key_tile(int64_t bh, int64_t tile) const { return keys_t.data<Acc>() + (bh * key_tiles + tile) * p.D * kTile; }
+  const Acc* value_tile(int64_t bh, int64_t tile) const { return values_t.data<Acc>() + (bh * key_tiles + tile) * p.Dv * kTile; }
 
-  void load_row(Acc* to, const Tensor& t, int64_t b, int64_t h, int64_t i, int64_t count) const {
-    const T* from = head<T>(t, b, h) + i * t.stride(2);
-    for (int64_t d = 0; d < count; ++d) to[d] = static_cast<Acc>(from[d]);
-  }
-
-  // Rows [i0, i0 + rows) of q, rotated and scaled: [rows, D]
+  // Rows [i0, i0 + rows) of q, scaled and rotated: [rows, D]
   void load_queries(Acc* to, int64_t b, int64_t h, int64_t i0, int64_t rows) const {
-    for (int64_t i = 0; i < rows; ++i) {
-      Acc* row = to + i * p.D;
-      load_row(row, in.q, b, h, i0 + i, p.D);
-      rope.rotate(row, i0 + i + p.M - p.N, Acc{1});
-      for (int64_t d = 0; d < p.D; ++d) row[d] *= static_cast<Acc>(p.scale);
-    }
+    load(to, rows_of(in.q, b, h, i0, rows), p.scale);
+    rotation.apply(to, i0 + p.M - p.N, rows, Acc{1});
   }
 
-  // s [rows, 64] = masked, capped, biased scores of a tile; slope (or null): d capped / d raw
-  void scores(Acc* s, Acc* slope, const Acc* q, int64_t b, int64_t h, int64_t i0, int64_t rows, int64_t tile, TileClass cls) const {
-    const int64_t j0 = tile * kTile, columns = std::min(kTile, p.M - j0);
-    product(s, kTile, q, p.D, 1, key_tile(b * p.Hkv + h / (p.H / p.Hkv), tile), kTile, rows, columns, p.D, false);
-    for (int64_t i = 0; i < rows; ++i) {
-      Acc* row = s + i * kTile;
-      if (options.softcap > 0.0) cap(row, slope != nullptr ? slope + i * kTile : nullptr, columns, options.softcap);
+  // What to compute of the tile of queries [i0, i0 + rows) and keys [j0, j0 + columns).
+  Parts parts(TileClass cls, int64_t i0, int64_t rows, int64_t j0, int64_t columns) const {
+    Parts parts;
+    if (cls == TileClass::full || !mask.is_interval()) {
+      parts.list[static_cast<size_t>(parts.count++)] = {0, rows, 0, columns};
+      return parts;
+    }
+    for (int64_t i = 0; i < rows; i += kStrip) {
+      Part part{i, std::min(kStrip, rows - i), columns, 0};
+      int64_t end = 0;
+      for (int64_t r = i; r < i + part.rows; ++r) {
+        int64_t first, last;
+        mask.limits(i0 + r, p.N, p.M, first, last);
+        if (first >= last) continue;
+        part.j = std::min(part.j, std::clamp<int64_t>(first - j0, 0, columns));
+        end = std::max(end, std::clamp<int64_t>(last - j0, 0, columns));
+      }
+      part.j -= part.j % kStrip;  // whole vectors
+      part.columns = end - part.j;
+      if (part.columns > 0) parts.list[static_cast<size_t>(parts.count++)] = part;
+    }
+    return parts;
+  }
+
+  // s (the tile's part) = masked, capped, biased scores; slope (or null): d capped / d raw. q is the part's first row.
+  void scores(Acc* s, Acc* slope, const Acc* q, int64_t b, int64_t h, int64_t i0, const Part& part, int64_t tile, TileClass cls) const {
+    const int64_t j0 = tile * kTile + part.j;
+    product(s, kTile, q, p.D, 1, key_tile(b * p.Hkv + h / (p.H / p.Hkv), tile) + part.j, kTile, part.rows, part.columns, p.D, false);
+    for (int64_t r = 0; r < part.rows; ++r) {
+      Acc* row = s + r * kTile;
+      const int64_t i = i0 + part.i + r;
+      if (options.softcap > 0.0) cap(row, slope != nullptr ? slope + r * kTile : nullptr, part.columns, options.softcap);
       if (in.alibi_slopes.defined()) {
         const auto a = static_cast<Acc>(in.alibi_slopes.data<float>()[h]);
-        const int64_t at = i0 + i + p.M - p.N;
-        for (int64_t j = 0; j < columns; ++j) row[j] -= a * static_cast<Acc>(std::abs(at - (j0 + j)));
+        for (int64_t j = 0; j < part.columns; ++j) row[j] -= a * static_cast<Acc>(std::abs(i + p.M - p.N - (j0 + j)));
       }
       if (cls == TileClass::full) continue;
       if (mask.is_interval()) {
         int64_t first, last;
-        mask.limits(i0 + i, p.N, p.M, first, last);
-        for (int64_t j = 0; j < std::clamp<int64_t>(first - j0, 0, columns); ++j) row[j] = -INFINITY;
-        for (int64_t j = std::clamp<int64_t>(last - j0, 0, columns); j < columns; ++j) row[j] = -INFINITY;
+        mask.limits(i, p.N, p.M, first, last);
+        for (int64_t j = 0; j < std::clamp<int64_t>(first - j0, 0, part.columns); ++j) row[j] = -INFINITY;
+        for (int64_t j = std::clamp<int64_t>(last - j0, 0, part.columns); j < part.columns; ++j) row[j] = -INFINITY;
       } else {
-        for (int64_t j = 0; j < columns; ++j) {
-          if (!mask.allowed(b, h, i0 + i, j0 + j, p.N, p.M)) row[j] = -INFINITY;
+        for (int64_t j = 0; j < part.columns; ++j) {
+          if (!mask.allowed(b, h, i, j0 + j, p.N, p.M)) row[j] = -INFINITY;
         }
       }
     }
   }
 
-  // Multiplies each element by keep / (1 - rate).
-  void drop(Acc* x, int64_t b, int64_t h, int64_t i0, int64_t rows, int64_t j0, int64_t columns) const {
+  // Multiplies each element of a part by keep / (1 - rate); i and j count from the start of the sequence.
+  void drop(Acc* x, int64_t b, int64_t h, int64_t i, int64_t rows, int64_t j, int64_t columns) const {
     const uint32_t threshold = dropout_threshold(options.dropout);
     const auto factor = static_cast<Acc>(1.0 / (1.0 - options.dropout));
-    for (int64_t i = 0; i < rows; ++i) {
-      const auto row = static_cast<uint64_t>((((options.first_sample + b) * p.H + h) * p.N + i0 + i) * p.M + j0);
-      for (int64_t j = 0; j < columns; ++j) x[i * kTile + j] *= random_word(options.rng, row + static_cast<uint64_t>(j)) < threshold ? Acc{0} : factor;
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto row = static_cast<uint64_t>((((options.first_sample + b) * p.H + h) * p.N + i + r) * p.M + j);
+      for (int64_t c = 0; c < columns; ++c) x[r * kTile + c] *= random_word(options.rng, row + static_cast<uint64_t>(c)) < threshold ? Acc{0} : factor;
     }
   }
 
@@ -229,32 +316,28 @@ void forward_block(const Engine<T>& e, const ScoreResult& result, int64_t b, int
   using Acc = accumulator_t<T>;
   const Problem& p = e.p;
   const int64_t rows = std::min(kTile, p.N - i0), bh = b * p.Hkv + h / (p.H / p.Hkv);
-  std::vector<Acc> q(static_cast<size_t>(rows * p.D)), acc(static_cast<size_t>(rows * p.Dv), Acc{0}), m(static_cast<size_t>(rows), -INFINITY),
-      l(static_cast<size_t>(rows), Acc{0});
+  const bool sink = e.in.sink.defined();
+  const Scratch<Acc> q(rows * p.D), acc(rows * p.Dv, Acc{0}), m(rows, sink ? e.sink(h) : static_cast<Acc>(-INFINITY)), l(rows, Acc{sink ? 1.0f : 0.0f});
   alignas(64) Acc s[kTile * kTile];
   e.load_queries(q.data(), b, h, i0, rows);
-  if (e.in.sink.defined()) {
-    std::fill(m.begin(), m.end(), e.sink(h));
-    std::fill(l.begin(), l.end(), Acc{1});
-  }
   for (int64_t tile = 0; tile < e.key_tiles; ++tile) {
     const int64_t j0 = tile * kTile, columns = std::min(kTile, p.M - j0);
     const TileClass cls = e.mask.classify(b, h, i0, i0 + rows, j0, j0 + columns, p.N, p.M);
     if (cls == TileClass::skip) continue;
-    e.scores(s, nullptr, q.data(), b, h, i0, rows, tile, cls);
-    for (int64_t i = 0; i < rows; ++i) {
-      softmax_step(s + i * kTile, columns, &m[static_cast<size_t>(i)], &l[static_cast<size_t>(i)], acc.data() + i * p.Dv, p.Dv);
+    for (const Part& part : e.parts(cls, i0, rows, j0, columns)) {
+      e.scores(s, nullptr, q.data() + part.i * p.D, b, h, i0, part, tile, cls);
+      for (int64_t i = 0; i < part.rows; ++i) {
+        softmax_step(s + i * kTile, part.columns, &m[part.i + i], &l[part.i + i], &acc[(part.i + i) * p.Dv], p.Dv);
+      }
+      if (e.options.dropout > 0.0) e.drop(s, b, h, i0 + part.i, part.rows, j0 + part.j, part.columns);
+      product(&acc[part.i * p.Dv], p.Dv, s, kTile, 1, e.value_row(bh, j0 + part.j), p.Dv, part.rows, p.Dv, part.columns, true);
     }
-    if (e.options.dropout > 0.0) e.drop(s, b, h, i0, rows, j0, columns);
-    product(acc.data(), p.Dv, s, kTile, 1, e.value_row(bh, j0), p.Dv, rows, p.Dv, columns, true);
   }
-  T* out = head_mutable<T>(result.out, b, h);
-  Acc* lse = result.lse.data<Acc>() + (b * p.H + h) * p.N;
+  Acc* lse = result.lse.data<Acc>() + (b * p.H + h) * p.N + i0;
   for (int64_t i = 0; i < rows; ++i) {
-    const Acc total = l[static_cast<size_t>(i)];
-    const bool empty = total == Acc{0};
-    lse[i0 + i] = empty ? static_cast<Acc>(-INFINITY) : m[static_cast<size_t>(i)] + std::log(total);
-    for (int64_t d = 0; d < p.Dv; ++d) out[(i0 + i) * result.out.stride(2) + d] = T(empty ? Acc{0} : acc[static_cast<size_t>(i * p.Dv + d)] / total);
+    const bool empty = l[i] == Acc{0};
+    lse[i] = empty ? static_cast<Acc>(-INFINITY) : m[i] + std::log(l[i]);
+    store(rows_of(result.out, b, h, i0 + i, 1), &acc[i * p.Dv], empty ? 0.0 : 1.0 / static_cast<double>(l[i]));
   }
 }
 
@@ -277,68 +360,55 @@ void backward_head(const Engine<T>& e, const Tensor& dout, const ScoreResult& re
   using Acc = accumulator_t<T>;
   const Problem& p = e.p;
   const int64_t group = p.H / p.Hkv, bh = b * p.Hkv + hk;
-  const auto size = [](int64_t n) { return static_cast<size_t>(n); };
-  std::vector<Acc> dk(size(p.M * p.D), Acc{0}), dv(size(p.M * p.Dv), Acc{0}), dq(size(p.N * p.D)), q(size(p.N * p.D)), d(size(p.N * p.Dv)),
-      delta(size(p.N)), k(size(kTile * p.D));
+  const bool dropout = e.options.dropout > 0.0, capped = e.options.softcap > 0.0;
+  const Scratch<Acc> dk(p.M * p.D, Acc{0}), dv(p.M * p.Dv, Acc{0}), dq(p.N * p.D), q(p.N * p.D), d(p.N * p.Dv), delta(p.N);
+  const Scratch<Acc> slope(capped ? kTile * kTile : 0), dropped(dropout ? kTile * kTile : 0);
   alignas(64) Acc s[kTile * kTile];
   alignas(64) Acc dp[kTile * kTile];
-  alignas(64) Acc dropped[kTile * kTile];
-  std::vector<Acc> slope(e.options.softcap > 0.0 ? size(kTile * kTile) : 0);
   for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
-    const T* out = head<T>(result.out, b, h);
     const Acc* lse = result.lse.data<Acc>() + (b * p.H + h) * p.N;
     e.load_queries(q.data(), b, h, 0, p.N);
-    Acc sink_gradient{0};
-    for (int64_t i = 0; i < p.N; ++i) {
-      e.load_row(d.data() + i * p.Dv, dout, b, h, i, p.Dv);
-      Acc total{0};
-      for (int64_t c = 0; c < p.Dv; ++c) total += d[size(i * p.Dv + c)] * static_cast<Acc>(out[i * result.out.stride(2) + c]);
-      delta[size(i)] = total;
-      if (e.in.sink.defined()) sink_gradient -= std::exp(e.sink(h) - lse[i]) * total;
+    load(d.data(), rows_of(dout, b, h, 0, p.N), 1.0);
+    dots(delta.data(), d.data(), rows_of(result.out, b, h, 0, p.N));
+    if (e.in.sink.defined()) {
+      Acc gradient{0};
+      for (int64_t i = 0; i < p.N; ++i) gradient -= std::exp(e.sink(h) - lse[i]) * delta[i];
+      grads.dsink.data<Acc>()[b * p.H + h] = gradient;
     }
-    if (e.in.sink.defined()) grads.dsink.data<Acc>()[b * p.H + h] = sink_gradient;
-    std::fill(dq.begin(), dq.end(), Acc{0});
+    std::fill(dq.data(), dq.data() + p.N * p.D, Acc{0});
     for (int64_t tile = 0; tile < e.key_tiles; ++tile) {
       const int64_t j0 = tile * kTile, columns = std::min(kTile, p.M - j0);
-      const Acc* kt = e.key_tile(bh, tile);
-      for (int64_t j = 0; j < columns; ++j) {
-        for (int64_t c = 0; c < p.D; ++c) k[size(j * p.D + c)] = kt[c * kTile + j];
-      }
       for (int64_t i0 = 0; i0 < p.N; i0 += kTile) {
         const int64_t rows = std::min(kTile, p.N - i0);
         const TileClass cls = e.mask.classify(b, h, i0, i0 + rows, j0, j0 + columns, p.N, p.M);
         if (cls == TileClass::skip) continue;
-        e.scores(s, slope.empty() ? nullptr : slope.data(), q.data() + i0 * p.D, b, h, i0, rows, tile, cls);
-        product(dp, kTile, d.data() + i0 * p.Dv, p.Dv, 1, e.values_t.template data<Acc>() + (bh * e.key_tiles + tile) * p.Dv * kTile, kTile, rows, columns, p.Dv, false);
-        if (e.options.dropout > 0.0) e.drop(dp, b, h, i0, rows, j0, columns);
-        for (int64_t i = 0; i < rows; ++i) softmax_back(s + i * kTile, dp + i * kTile, columns, lse[i0 + i], delta[size(i0 + i)]);
-        const Acc* weights = s;
-        if (e.options.dropout > 0.0) {
-          std::memcpy(dropped, s, sizeof(Acc) * size(rows * kTile));
-          e.drop(dropped, b, h, i0, rows, j0, columns);
-          weights = dropped;
+        for (const Part& part : e.parts(cls, i0, rows, j0, columns)) {
+          const int64_t i = i0 + part.i, j = j0 + part.j;
+          e.scores(s, capped ? slope.data() : nullptr, &q[i * p.D], b, h, i0, part, tile, cls);
+          product(dp, kTile, &d[i * p.Dv], p.Dv, 1, e.value_tile(bh, tile) + part.j, kTile, part.rows, part.columns, p.Dv, false);
+          if (dropout) e.drop(dp, b, h, i, part.rows, j, part.columns);
+          for (int64_t r = 0; r < part.rows; ++r) softmax_back(s + r * kTile, dp + r * kTile, part.columns, lse[i + r], delta[i + r]);
+          const Acc* weights = s;
+          if (dropout) {
+            std::memcpy(dropped.data(), s, sizeof s);
+            e.drop(dropped.data(), b, h, i, part.rows, j, part.columns);
+            weights = dropped.data();
+          }
+          for (int64_t r = 0; capped && r < part.rows; ++r) {
+            for (int64_t c = 0; c < part.columns; ++c) dp[r * kTile + c] *= slope[r * kTile + c];
+          }
+          product(&dv[j * p.Dv], p.Dv, weights, 1, kTile, &d[i * p.Dv], p.Dv, part.columns, p.Dv, part.rows, true);
+          product(&dk[j * p.D], p.D, dp, 1, kTile, &q[i * p.D], p.D, part.columns, p.D, part.rows, true);
+          product(&dq[i * p.D], p.D, dp, kTile, 1, e.key_row(bh, j), p.D, part.rows, p.D, part.columns, true);
         }
-        if (!slope.empty()) {
-          for (int64_t x = 0; x < rows * kTile; ++x) dp[x] *= slope[size(x)];
-        }
-        product(dv.data() + j0 * p.Dv, p.Dv, weights, 1, kTile, d.data() + i0 * p.Dv, p.Dv, columns, p.Dv, rows, true);
-        product(dk.data() + j0 * p.D, p.D, dp, 1, kTile, q.data() + i0 * p.D, p.D, columns, p.D, rows, true);
-        product(dq.data() + i0 * p.D, p.D, dp, kTile, 1, k.data(), p.D, rows, p.D, columns, true);
       }
     }
-    T* to = head_mutable<T>(grads.dq, b, h);
-    for (int64_t i = 0; i < p.N; ++i) {
-      e.rope.rotate(dq.data() + i * p.D, i + p.M - p.N, Acc{-1});
-      for (int64_t c = 0; c < p.D; ++c) to[i * grads.dq.stride(2) + c] = T(static_cast<Acc>(p.scale) * dq[size(i * p.D + c)]);
-    }
+    e.rotation.apply(dq.data(), p.M - p.N, p.N, Acc{-1});
+    store(rows_of(grads.dq, b, h, 0, p.N), dq.data(), p.scale);
   }
-  T* to_k = head_mutable<T>(grads.dk, b, hk);
-  T* to_v = head_mutable<T>(grads.dv, b, hk);
-  for (int64_t j = 0; j < p.M; ++j) {
-    e.rope.rotate(dk.data() + j * p.D, j, Acc{-1});
-    for (int64_t c = 0; c < p.D; ++c) to_k[j * grads.dk.stride(2) + c] = T(dk[size(j * p.D + c)]);
-    for (int64_t c = 0; c < p.Dv; ++c) to_v[j * grads.dv.stride(2) + c] = T(dv[size(j * p.Dv + c)]);
-  }
+  e.rotation.apply(dk.data(), 0, p.M, Acc{-1});
+  store(rows_of(grads.dk, b, hk, 0, p.M), dk.data(), 1.0);
+  store(rows_of(grads.dv, b, hk, 0, p.M), dv.data(), 1.0);
 }
 
 Tensor with_unit_stride(const Tensor& t) { return t.rank() == 4 && (t.dim(3) <= 1 || t.stride(3) == 1) ? t : t.contiguous(); }

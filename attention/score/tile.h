@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/cpu/isa.h"
+#include "core/dtype.h"
 
 namespace fovea {
 
@@ -21,6 +22,14 @@ struct TileProduct {
   bool accumulate;
 };
 
+// Rows of another tensor: element (i, c) stands at data[i stride + c].
+struct TileRows {
+  void* data;
+  Dtype dtype;  // f32 or bf16
+  int64_t stride;
+  int64_t rows, columns;
+};
+
 }  // namespace fovea
 
 FOVEA_SIMD_DECLARE(
@@ -31,4 +40,11 @@ void softmax_row(float* s, int64_t n, float* m, float* l, float* acc, int64_t dv
 // s <- exp(s - lse), 0 for lse = -inf;   dp <- s (dp - delta)
 void softmax_row_backward(float* s, float* dp, int64_t n, float lse, float delta);
 // s <- cap tanh(s / cap); slope [n] receives 1 - tanh^2 (or null)
-void softcap_row(float* s, float* slope, int64_t n, float cap);)
+void softcap_row(float* s, float* slope, int64_t n, float cap);
+// to [rows, columns] = factor from, and back
+void load_rows(float* to, const TileRows& from, float factor);
+void store_rows(const TileRows& to, const float* from, float factor);
+// to [rows] = sum over columns of a [rows, columns] b
+void row_dots(float* to, const float* a, const TileRows& b);
+// to [columns, 64] = from [rows, columns]^T, rows <= 64, zeros from column `rows` on
+void transpose_tile(float* to, const float* from, int64_t rows, int64_t columns);)

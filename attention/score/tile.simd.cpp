@@ -133,4 +133,74 @@ void softcap_row(float* s, float* slope, int64_t n, float cap) {
   }
 }
 
+namespace {
+
+template <typename T>
+void load_rows_of(float* to, const TileRows& from, float factor) {
+  const Vec f = splat(factor);
+  for (int64_t i = 0; i < from.rows; ++i, to += from.columns) {
+    const T* row = static_cast<const T*>(from.data) + i * from.stride;
+    int64_t c = 0;
+    for (; c + kLanes <= from.columns; c += kLanes) store(to + c, f * load(row + c));
+    if (const Mask k = first_lanes(from.columns - c); c < from.columns) store(to + c, f * load(row + c, k), k);
+  }
+}
+
+template <typename T>
+void store_rows_of(const TileRows& to, const float* from, float factor) {
+  const Vec f = splat(factor);
+  for (int64_t i = 0; i < to.rows; ++i, from += to.columns) {
+    T* row = static_cast<T*>(to.data) + i * to.stride;
+    int64_t c = 0;
+    for (; c + kLanes <= to.columns; c += kLanes) store(row + c, f * load(from + c));
+    if (const Mask k = first_lanes(to.columns - c); c < to.columns) store(row + c, f * load(from + c, k), k);
+  }
+}
+
+template <typename T>
+void row_dots_of(float* to, const float* a, const TileRows& b) {
+  for (int64_t i = 0; i < b.rows; ++i, a += b.columns) {
+    const T* row = static_cast<const T*>(b.data) + i * b.stride;
+    Vec total = zero();
+    int64_t c = 0;
+    for (; c + kLanes <= b.columns; c += kLanes) total = fma(load(a + c), load(row + c), total);
+    if (const Mask k = first_lanes(b.columns - c); c < b.columns) total = total + select(k, load(a + c, k) * load(row + c, k), zero());
+    to[i] = sum(total);
+  }
+}
+
+}  // namespace
+
+void load_rows(float* to, const TileRows& from, float factor) {
+  if (from.dtype == Dtype::bf16) load_rows_of<bf16>(to, from, factor);
+  else load_rows_of<float>(to, from, factor);
+}
+
+void store_rows(const TileRows& to, const float* from, float factor) {
+  if (to.dtype == Dtype::bf16) store_rows_of<bf16>(to, from, factor);
+  else store_rows_of<float>(to, from, factor);
+}
+
+void row_dots(float* to, const float* a, const TileRows& b) {
+  if (b.dtype == Dtype::bf16) row_dots_of<bf16>(to, a, b);
+  else row_dots_of<float>(to, a, b);
+}
+
+void transpose_tile(float* to, const float* from, int64_t rows, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    const int64_t width = columns - c < kLanes ? columns - c : kLanes;
+    const Mask k = first_lanes(width);
+    for (int64_t i = 0; i < 64; i += kLanes) {
+      Vec block[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) block[r] = i + r < rows ? load(from + (i + r) * columns + c, k) : zero();
+      transpose(block);
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) {
+        if (r < width) store(to + (c + r) * 64 + i, block[r]);
+      }
+    }
+  }
+}
+
 }  // namespace FOVEA_SIMD

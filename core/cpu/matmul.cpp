@@ -9,6 +9,7 @@
 #include "core/cpu/strided.h"
 #include "core/ops/copy.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 
 namespace fovea {
 namespace {
@@ -27,18 +28,6 @@ GemmKind gemm_kind(Dtype in, Dtype out) {
   return out == Dtype::f32 ? GemmKind::bf16_to_f32 : GemmKind::bf16_to_bf16;
 }
 
-class GemmScratch {
- public:
-  GemmScratch() : data_(allocate(kGemmScratchBytes)) {}
-  ~GemmScratch() { deallocate(data_, kGemmScratchBytes); }
-  GemmScratch(const GemmScratch&) = delete;
-  GemmScratch& operator=(const GemmScratch&) = delete;
-  void* data() const { return data_; }
-
- private:
-  void* data_;
-};
-
 // bias, when given, is f32 (f64 for f64).
 void own_gemm(const Product& p) {
   const int64_t tiles_m = (p.m + kGemmTileRows - 1) / kGemmTileRows;
@@ -47,7 +36,7 @@ void own_gemm(const Product& p) {
   constexpr int64_t kWorthAThread = 1 << 19;  // multiply-adds: some 10 us
   const int64_t in_bytes = size_of(p.in), out_bytes = size_of(p.out);
   parallel_for(0, p.batch * tiles_m * tiles_n, kWorthAThread / std::max<int64_t>(tile_work, 1) + 1, [&](int64_t begin, int64_t end) {
-    const GemmScratch scratch;
+    const Scratch<std::byte> scratch(kGemmScratchBytes);
     GemmCall call;
     call.kind = gemm_kind(p.in, p.out);
     call.m = p.m, call.n = p.n, call.k = p.k;

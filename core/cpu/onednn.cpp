@@ -7,10 +7,10 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
 
-#include "core/allocator.h"
 #include "core/cpu/isa.h"
 #include "core/cpu/onednn_engine.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 
 namespace fovea::onednn {
 
@@ -38,11 +38,6 @@ dnnl::memory::data_type data_type(Dtype dtype) {
     case Dtype::bf16: return dnnl::memory::data_type::bf16;
     default: detail::fail("oneDNN: expected f32 or bf16, found ", dtype);
   }
-}
-
-Scratch::Scratch(size_t bytes) : bytes_(bytes), data_(bytes == 0 ? nullptr : allocate(bytes)) {}
-Scratch::~Scratch() {
-  if (data_ != nullptr) deallocate(data_, bytes_);
 }
 
 namespace {
@@ -123,7 +118,7 @@ std::shared_ptr<const Compiled> find(const MatmulProblem& problem) {
 bool matmul(const MatmulProblem& problem, void* c, const void* a, const void* b, const void* bias) {
   const auto compiled = find(problem);
   if (compiled->implementation[0] == '\0') return false;
-  const Scratch scratch(compiled->scratch.get_size());
+  const Scratch<std::byte> scratch(static_cast<int64_t>(compiled->scratch.get_size()));
   std::unordered_map<int, memory> arguments{
       {DNNL_ARG_SRC, memory(compiled->a, engine(), const_cast<void*>(a))},
       {DNNL_ARG_WEIGHTS, memory(compiled->b, engine(), const_cast<void*>(b))},

@@ -72,6 +72,28 @@ FOVEA_INLINE Vec select(Mask k, Vec yes, Vec no) { return {_mm512_mask_blend_ps(
 FOVEA_INLINE Vec scale_by_power_of_2(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 FOVEA_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 FOVEA_INLINE float max_lane(Vec a) { return _mm512_reduce_max_ps(a.v); }
+// r[i] lane j <-> r[j] lane i
+FOVEA_INLINE void transpose(Vec (&r)[16]) {
+  Vec t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 4) {  // 4 x 4 blocks within 128-bit lanes
+    const __m512 a = _mm512_unpacklo_ps(r[i].v, r[i + 1].v), b = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+    const __m512 c = _mm512_unpacklo_ps(r[i + 2].v, r[i + 3].v), d = _mm512_unpackhi_ps(r[i + 2].v, r[i + 3].v);
+    t[i].v = _mm512_shuffle_ps(a, c, 0x44);
+    t[i + 1].v = _mm512_shuffle_ps(a, c, 0xee);
+    t[i + 2].v = _mm512_shuffle_ps(b, d, 0x44);
+    t[i + 3].v = _mm512_shuffle_ps(b, d, 0xee);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 4; ++i) {  // the 4 x 4 lanes themselves
+    const __m512 a = _mm512_shuffle_f32x4(t[i].v, t[i + 4].v, 0x88), b = _mm512_shuffle_f32x4(t[i].v, t[i + 4].v, 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(t[i + 8].v, t[i + 12].v, 0x88), d = _mm512_shuffle_f32x4(t[i + 8].v, t[i + 12].v, 0xdd);
+    r[i].v = _mm512_shuffle_f32x4(a, c, 0x88);
+    r[i + 4].v = _mm512_shuffle_f32x4(b, d, 0x88);
+    r[i + 8].v = _mm512_shuffle_f32x4(a, c, 0xdd);
+    r[i + 12].v = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+}
 
 #else
 
@@ -151,6 +173,23 @@ FOVEA_INLINE float max_lane(Vec a) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+FOVEA_INLINE void transpose(Vec (&r)[8]) {
+  Vec t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i += 4) {
+    const __m256 a = _mm256_unpacklo_ps(r[i].v, r[i + 1].v), b = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
+    const __m256 c = _mm256_unpacklo_ps(r[i + 2].v, r[i + 3].v), d = _mm256_unpackhi_ps(r[i + 2].v, r[i + 3].v);
+    t[i].v = _mm256_shuffle_ps(a, c, 0x44);
+    t[i + 1].v = _mm256_shuffle_ps(a, c, 0xee);
+    t[i + 2].v = _mm256_shuffle_ps(b, d, 0x44);
+    t[i + 3].v = _mm256_shuffle_ps(b, d, 0xee);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 4; ++i) {
+    r[i].v = _mm256_permute2f128_ps(t[i].v, t[i + 4].v, 0x20);
+    r[i + 4].v = _mm256_permute2f128_ps(t[i].v, t[i + 4].v, 0x31);
+  }
 }
 
 #endif
