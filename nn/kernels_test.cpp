@@ -79,11 +79,33 @@ TEST(Norm, BothInstructionSetsAgree) {
     if (c == 1) continue;  // exactly zero
     const Tensor x = random_tensor({3, c}, "x", Dtype::f32), g = random_tensor({c}, "g", Dtype::f32), stats = Tensor::empty({4, 3});
     const Tensor a = Tensor::empty({3, c}), b = Tensor::empty({3, c});
-    NormForward call{x.raw(), Dtype::f32, nullptr, Dtype::f32, nullptr, a.raw(), Dtype::f32, g.data<float>(), nullptr, stats.data<float>(), stats.data<float>() + 3, c, 1e-5f, false};
+    NormForward call{x.raw(), Dtype::f32, nullptr, Dtype::f32, nullptr, a.raw(), Dtype::f32, g.data<float>(), nullptr, stats.data<float>(), stats.data<float>() + 3, c, 1e-5f, false, false};
     avx2::norm_forward(call, 0, 3);
     call.y = b.raw();
     avx512::norm_forward(call, 0, 3);
     EXPECT_LT(relative_error(a, b), 1e-6) << c;
+  }
+}
+
+TEST(Norm, WritingPastTheCachesChangesNothing) {
+  for (int64_t c : {int64_t{32}, int64_t{37}, int64_t{1024}}) {
+    const Tensor x = random_tensor({3, c}, "x", Dtype::f32), dy = random_tensor({3, c}, "dy", Dtype::f32), g = random_tensor({c}, "g", Dtype::f32);
+    const auto run = [&](bool stream) {
+      const Tensor y = Tensor::empty({3, c}), ds = Tensor::empty({3, c}), sums = Tensor::zeros({2, c}), stats = Tensor::empty({2, 3}), dl = Tensor::empty({3, c});
+      const NormForward forward{x.raw(), Dtype::f32, nullptr, Dtype::f32, nullptr, y.raw(), Dtype::f32, g.data<float>(), nullptr, stats.data<float>(), stats.data<float>() + 3, c, 1e-5f, false, stream};
+      FOVEA_SIMD_CALL(norm_forward, forward, 0, 3);
+      const NormBackward backward{dy.raw(), Dtype::f32, x.raw(), Dtype::f32, nullptr, ds.raw(), g.data<float>(), stats.data<float>(), stats.data<float>() + 3, c, false, stream};
+      FOVEA_SIMD_CALL(norm_backward, backward, 0, 3, sums.data<float>(), sums.data<float>() + c);
+      for (int64_t r = 0; r < 3; ++r) {
+        FOVEA_SIMD_CALL(row_softmax_gradient, dl.data<float>() + r * c, x.data<float>() + r * c, Dtype::f32, c, 1.5f, 0.5f, -0.1f, stream);
+      }
+      std::vector<float> all;
+      for (const Tensor& t : {y, ds, sums, dl}) {
+        for (float value : t.to_vector<float>()) all.push_back(value);
+      }
+      return all;
+    };
+    EXPECT_EQ(run(false), run(true)) << c;
   }
 }
 

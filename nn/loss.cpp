@@ -2,6 +2,7 @@
 #include "nn/loss.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "autograd/ops.h"
 #include "core/parallel.h"
@@ -61,7 +62,7 @@ class CrossEntropyFn final : public Function {
           z = log_sum_exp_f64(rows.data<double>() + r * v, v, total);
         } else {
           float sum = 0.0f;
-          z = static_cast<double>(FOVEA_SIMD_CALL(row_log_sum_exp, row_of(rows, r), rows.dtype(), v, &sum));
+          z = static_cast<double>(FOVEA_SIMD_CALL(row_log_sum_exp, row_of(rows, r), rows.dtype(), v, e > 0.0 ? &sum : nullptr));
           total = static_cast<double>(sum);
         }
         double hit = 0.0, mass = 1.0;
@@ -89,11 +90,15 @@ class CrossEntropyFn final : public Function {
     const auto [rows_saved, lse_saved] = saved<2>();
     const Tensor rows = rows_saved, lse = lse_saved;
     const int64_t count = rows.dim(0), v = rows.dim(1);
-    const Tensor d = Tensor::zeros(rows.shape(), rows.dtype());
+    const Tensor d = Tensor::empty(rows.shape(), rows.dtype());
+    const bool stream = d.bytes() > kCacheBytes;
     const double g = scored_ > 0 ? dout[0].item() / static_cast<double>(scored_) : 0.0, e = options_.label_smoothing;
     parallel_for(0, count, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, v)), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        if (ignored(r)) continue;
+        if (ignored(r)) {
+          std::memset(row_of(d, r), 0, static_cast<size_t>(v * size_of(d.dtype())));
+          continue;
+        }
         const double z = lse.data<double>()[r];
         double mass = 1.0;
         if (soft_) {
@@ -105,7 +110,7 @@ class CrossEntropyFn final : public Function {
         if (rows.dtype() == Dtype::f64) {
           for (int64_t j = 0; j < v; ++j) d.data<double>()[r * v + j] = scale * std::exp(rows.data<double>()[r * v + j] - z) + shift;
         } else {
-          FOVEA_SIMD_CALL(row_softmax_gradient, row_of(d, r), row_of(rows, r), rows.dtype(), v, static_cast<float>(z), static_cast<float>(scale), static_cast<float>(shift));
+          FOVEA_SIMD_CALL(row_softmax_gradient, row_of(d, r), row_of(rows, r), rows.dtype(), v, static_cast<float>(z), static_cast<float>(scale), static_cast<float>(shift), stream);
         }
         const auto hit = [&](int64_t j, double t) {
           const double value = scale * std::exp(element(rows, r, j) - z) + shift - g * (1.0 - e) * t;

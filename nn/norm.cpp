@@ -78,7 +78,7 @@ class NormFn final : public Function {
       if (with_delta_) s = Tensor::empty_like(x);
       const NormForward call{x.raw(), x.dtype(), delta.raw(), with_delta_ ? delta.dtype() : Dtype::f32, s.raw(), y.raw(), y.dtype(), g.data<float>(),
                              has_beta_ ? b.data<float>() : nullptr, mean.data<float>(), rstd.data<float>(), n, static_cast<float>(options_.eps),
-                             options_.kind == NormKind::rms};
+                             options_.kind == NormKind::rms, y.bytes() > kCacheBytes};
       parallel_for(0, rows_, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, n)),
                    [&](int64_t begin, int64_t end) { FOVEA_SIMD_CALL(norm_forward, call, begin, end); });
     }
@@ -101,7 +101,7 @@ class NormFn final : public Function {
       if (dsum.defined()) ds = add(ds, dsum);
     } else {
       const NormBackward call{dy.raw(), dy.dtype(), s.raw(), s.dtype(), dsum.raw(), ds.raw(), gamma.data<float>(), mean.data<float>(),
-                              rstd.data<float>(), n, options_.kind == NormKind::rms};
+                              rstd.data<float>(), n, options_.kind == NormKind::rms, ds.bytes() > kCacheBytes};
       const int64_t block = rows_per_block(rows_), blocks = (rows_ + block - 1) / block;
       const Tensor partial = Tensor::zeros({std::max<int64_t>(1, blocks), 2, n});
       parallel_for_each(0, blocks, [&](int64_t k) {

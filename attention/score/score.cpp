@@ -37,22 +37,28 @@ void product(double* c, int64_t ldc, const double* a, int64_t a_row, int64_t a_c
   }
 }
 
-void softmax_step(float* s, int64_t n, float* m, float* l, float* acc, int64_t dv) { FOVEA_SIMD_CALL(softmax_row, s, n, m, l, acc, dv); }
-void softmax_step(double* s, int64_t n, double* m, double* l, double* acc, int64_t dv) {
-  double top = *m;
-  for (int64_t j = 0; j < n; ++j) top = std::max(top, s[j]);
-  const double factor = *m == -INFINITY ? 0.0 : std::exp(*m - top);
-  for (int64_t d = 0; d < dv; ++d) acc[d] *= factor;
-  *l *= factor;
-  *m = top;
-  for (int64_t j = 0; j < n; ++j) *l += s[j] = top == -INFINITY ? 0.0 : std::exp(s[j] - top);
+void softmax_step(float* s, int64_t rows, int64_t n, float* m, float* l, float* acc, int64_t dv) { FOVEA_SIMD_CALL(softmax_rows, s, rows, n, m, l, acc, dv); }
+void softmax_step(double* s, int64_t rows, int64_t n, double* m, double* l, double* acc, int64_t dv) {
+  for (int64_t r = 0; r < rows; ++r, s += kTile, acc += dv) {
+    double top = m[r];
+    for (int64_t j = 0; j < n; ++j) top = std::max(top, s[j]);
+    const double factor = m[r] == -INFINITY ? 0.0 : std::exp(m[r] - top);
+    for (int64_t d = 0; d < dv; ++d) acc[d] *= factor;
+    l[r] *= factor;
+    m[r] = top;
+    for (int64_t j = 0; j < n; ++j) l[r] += s[j] = top == -INFINITY ? 0.0 : std::exp(s[j] - top);
+  }
 }
 
-void softmax_back(float* s, float* dp, int64_t n, float lse, float delta) { FOVEA_SIMD_CALL(softmax_row_backward, s, dp, n, lse, delta); }
-void softmax_back(double* s, double* dp, int64_t n, double lse, double delta) {
-  for (int64_t j = 0; j < n; ++j) {
-    s[j] = lse == -INFINITY ? 0.0 : std::exp(s[j] - lse);
-    dp[j] = s[j] * (dp[j] - delta);
+void softmax_back(float* s, float* dp, int64_t rows, int64_t n, const float* lse, const float* delta) {
+  FOVEA_SIMD_CALL(softmax_rows_backward, s, dp, rows, n, lse, delta);
+}
+void softmax_back(double* s, double* dp, int64_t rows, int64_t n, const double* lse, const double* delta) {
+  for (int64_t r = 0; r < rows; ++r, s += kTile, dp += kTile) {
+    for (int64_t j = 0; j < n; ++j) {
+      s[j] = lse[r] == -INFINITY ? 0.0 : std::exp(s[j] - lse[r]);
+      dp[j] = s[j] * (dp[j] - delta[r]);
+    }
   }
 }
 
@@ -326,9 +332,7 @@ void forward_block(const Engine<T>& e, const ScoreResult& result, int64_t b, int
     if (cls == TileClass::skip) continue;
     for (const Part& part : e.parts(cls, i0, rows, j0, columns)) {
       e.scores(s, nullptr, q.data() + part.i * p.D, b, h, i0, part, tile, cls);
-      for (int64_t i = 0; i < part.rows; ++i) {
-        softmax_step(s + i * kTile, part.columns, &m[part.i + i], &l[part.i + i], &acc[(part.i + i) * p.Dv], p.Dv);
-      }
+      softmax_step(s, part.rows, part.columns, &m[part.i], &l[part.i], &acc[part.i * p.Dv], p.Dv);
       if (e.options.dropout > 0.0) e.drop(s, b, h, i0 + part.i, part.rows, j0 + part.j, part.columns);
       product(&acc[part.i * p.Dv], p.Dv, s, kTile, 1, e.value_row(bh, j0 + part.j), p.Dv, part.rows, p.Dv, part.columns, true);
     }
@@ -387,7 +391,7 @@ void backward_head(const Engine<T>& e, const Tensor& dout, const ScoreResult& re
           e.scores(s, capped ? slope.data() : nullptr, &q[i * p.D], b, h, i0, part, tile, cls);
           product(dp, kTile, &d[i * p.Dv], p.Dv, 1, e.value_tile(bh, tile) + part.j, kTile, part.rows, part.columns, p.Dv, false);
           if (dropout) e.drop(dp, b, h, i, part.rows, j, part.columns);
-          for (int64_t r = 0; r < part.rows; ++r) softmax_back(s + r * kTile, dp + r * kTile, part.columns, lse[i + r], delta[i + r]);
+          softmax_back(s, dp, part.rows, part.columns, lse + i, &delta[i]);
           const Acc* weights = s;
           if (dropout) {
             std::memcpy(dropped.data(), s, sizeof s);

@@ -34,11 +34,11 @@ struct TileRows {
 
 FOVEA_SIMD_DECLARE(
 void tile_product(const TileProduct& p);
-// One row of scores s [n]: with m' = max(m, max s): s <- exp(s - m'), l <- l exp(m - m') + sum s, m <- m', and acc [dv] is
-// multiplied by exp(m - m'). A row that has seen nothing (m' = -inf) becomes zeros.
-void softmax_row(float* s, int64_t n, float* m, float* l, float* acc, int64_t dv);
-// s <- exp(s - lse), 0 for lse = -inf;   dp <- s (dp - delta)
-void softmax_row_backward(float* s, float* dp, int64_t n, float lse, float delta);
+// Rows of scores s [rows, n] (64 apart). For each: with m' = max(m, max s): s <- exp(s - m'), l <- l exp(m - m') + sum s,
+// m <- m', and its row of acc [rows, dv] is multiplied by exp(m - m'). A row that has seen nothing (m' = -inf) becomes zeros.
+void softmax_rows(float* s, int64_t rows, int64_t n, float* m, float* l, float* acc, int64_t dv);
+// For each row: s <- exp(s - lse), 0 for lse = -inf;   dp <- s (dp - delta)
+void softmax_rows_backward(float* s, float* dp, int64_t rows, int64_t n, const float* lse, const float* delta);
 // s <- cap tanh(s / cap); slope [n] receives 1 - tanh^2 (or null)
 void softcap_row(float* s, float* slope, int64_t n, float cap);
 // to [rows, columns] = factor from, and back

@@ -68,59 +68,66 @@ void tile_product(const TileProduct& p) {
   for (; i < p.m; ++i) rows<1>(p, i);
 }
 
-void softmax_row(float* s, int64_t n, float* m, float* l, float* acc, int64_t dv) {
+void softmax_rows(float* s, int64_t rows, int64_t n, float* m, float* l, float* acc, int64_t dv) {
   constexpr float kNone = -__builtin_inff();
-  Vec largest = splat(kNone);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) largest = max(load(s + i), largest);
-  const Mask tail = first_lanes(n - i);
-  if (i < n) largest = max(select(tail, load(s + i, tail), splat(kNone)), largest);
-  float top = max_lane(largest);
-  top = top > *m ? top : *m;
-  if (top == kNone) {
-    // Nothing seen yet. NaN scores compare false above and are kept: the row is broken, and says so.
-    for (int64_t j = 0; j < n; ++j) s[j] = s[j] != s[j] ? s[j] : 0.0f;
-    for (int64_t j = 0; j < n; ++j) *l += s[j];
-    return;
+  for (int64_t r = 0; r < rows; ++r, s += 64, acc += dv) {
+    Vec largest = splat(kNone);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) largest = max(load(s + i), largest);
+    const Mask tail = first_lanes(n - i);
+    if (i < n) largest = max(select(tail, load(s + i, tail), splat(kNone)), largest);
+    float top = max_lane(largest);
+    top = top > m[r] ? top : m[r];
+    if (top == kNone) {
+      // Nothing seen yet. NaN scores compare false above and are kept: the row is broken, and says so.
+      for (int64_t j = 0; j < n; ++j) s[j] = s[j] != s[j] ? s[j] : 0.0f;
+      for (int64_t j = 0; j < n; ++j) l[r] += s[j];
+      continue;
+    }
+    if (top != m[r]) {
+      const float factor = m[r] == kNone ? 0.0f : __builtin_expf(m[r] - top);
+      l[r] *= factor;
+      m[r] = top;
+      for (int64_t d = 0; d < dv; d += kLanes) {
+        const Mask k = first_lanes(dv - d);
+        store(acc + d, splat(factor) * load(acc + d, k), k);
+      }
+    }
+    const Vec shift = splat(top);
+    Vec total = zero();
+    for (i = 0; i + kLanes <= n; i += kLanes) {
+      const Vec e = exp(load(s + i) - shift);
+      store(s + i, e);
+      total = total + e;
+    }
+    if (i < n) {
+      const Vec e = select(tail, exp(load(s + i, tail) - shift), zero());
+      store(s + i, e, tail);
+      total = total + e;
+    }
+    l[r] += sum(total);
   }
-  if (top != *m) {
-    const float factor = *m == kNone ? 0.0f : __builtin_expf(*m - top);
-    *l *= factor;
-    *m = top;
-    for (int64_t d = 0; d < dv; ++d) acc[d] *= factor;
-  }
-  const Vec shift = splat(top);
-  Vec total = zero();
-  for (i = 0; i + kLanes <= n; i += kLanes) {
-    const Vec e = exp(load(s + i) - shift);
-    store(s + i, e);
-    total = total + e;
-  }
-  if (i < n) {
-    const Vec e = select(tail, exp(load(s + i, tail) - shift), zero());
-    store(s + i, e, tail);
-    total = total + e;
-  }
-  *l += sum(total);
 }
 
-void softmax_row_backward(float* s, float* dp, int64_t n, float lse, float delta) {
-  if (lse == -__builtin_inff()) {
-    for (int64_t j = 0; j < n; ++j) s[j] = dp[j] = 0.0f;
-    return;
-  }
-  const Vec z = splat(lse), d = splat(delta);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const Vec p = exp(load(s + i) - z);
-    store(s + i, p);
-    store(dp + i, p * (load(dp + i) - d));
-  }
-  if (i < n) {
-    const Mask tail = first_lanes(n - i);
-    const Vec p = exp(load(s + i, tail) - z);
-    store(s + i, p, tail);
-    store(dp + i, p * (load(dp + i, tail) - d), tail);
+void softmax_rows_backward(float* s, float* dp, int64_t rows, int64_t n, const float* lse, const float* delta) {
+  for (int64_t r = 0; r < rows; ++r, s += 64, dp += 64) {
+    if (lse[r] == -__builtin_inff()) {
+      for (int64_t j = 0; j < n; ++j) s[j] = dp[j] = 0.0f;
+      continue;
+    }
+    const Vec z = splat(lse[r]), d = splat(delta[r]);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      const Vec p = exp(load(s + i) - z);
+      store(s + i, p);
+      store(dp + i, p * (load(dp + i) - d));
+    }
+    if (i < n) {
+      const Mask tail = first_lanes(n - i);
+      const Vec p = exp(load(s + i, tail) - z);
+      store(s + i, p, tail);
+      store(dp + i, p * (load(dp + i, tail) - d), tail);
+    }
   }
 }
 

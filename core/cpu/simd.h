@@ -21,6 +21,11 @@
 
 namespace FOVEA_SIMD {
 
+// The cache line of p, for soon.
+FOVEA_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Orders the stream() stores before it with all later ones; once at the end of a kernel.
+FOVEA_INLINE void end_streaming() { _mm_sfence(); }
+
 #if defined(__AVX512F__)
 
 inline constexpr int kLanes = 16;
@@ -50,6 +55,7 @@ FOVEA_INLINE __m256i to_bf16(Vec x) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000)), 16));
 }
 FOVEA_INLINE void store(bf16* p, Vec x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
+FOVEA_INLINE void stream(bf16* p, Vec x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
 FOVEA_INLINE void store(bf16* p, Vec x, Mask k) { _mm256_mask_storeu_epi16(p, k.m, to_bf16(x)); }
 FOVEA_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 FOVEA_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -132,6 +138,7 @@ FOVEA_INLINE __m128i to_bf16(Vec x) {
   return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
 FOVEA_INLINE void store(bf16* p, Vec x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bf16(x)); }
+FOVEA_INLINE void stream(bf16* p, Vec x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bf16(x)); }
 FOVEA_INLINE void store(bf16* p, Vec x, Mask k) {
   alignas(16) bf16 buffer[8];
   store(buffer, x);
@@ -194,35 +201,19 @@ FOVEA_INLINE void transpose(Vec (&r)[8]) {
 
 #endif
 
-// 2^x by rounding to n + f with |f| <= 1/2 and a polynomial of degree 6 on f: relative error below 2e-7.
-// -inf gives 0, +inf gives +inf, NaN stays NaN.
-FOVEA_INLINE Vec exp2(Vec x) {
-  const Vec clamped = max(splat(-160.0f), min(splat(160.0f), x));  // min and max return the second operand for NaN
-  const Vec n = round(clamped);
-  const Vec f = clamped - n;
-  Vec p = splat(1.5403530393381610e-4f);
-  p = fma(p, f, splat(1.3333558146428443e-3f));
-  p = fma(p, f, splat(9.6181291076284772e-3f));
-  p = fma(p, f, splat(5.5504108664821580e-2f));
-  p = fma(p, f, splat(2.4022650695910072e-1f));
-  p = fma(p, f, splat(6.9314718055994531e-1f));
-  p = fma(p, f, splat(1.0f));
-  return scale_by_power_of_2(p, n);
-}
-
-// e^x, relative error below 3e-7 for |x| < 88: the product x log2 e is split so that its rounding does not enter.
+// e^x = 2^n 2^f with n = round(x log2 e) and |f| <= 1/2; 2^f = 1 + f q(f) with q of degree 4 (minimax, relative error 1e-7).
+// log2 e is split, so that f is exact to its last bits: relative error below 3e-7 for |x| < 88. -inf gives 0, NaN stays NaN.
 FOVEA_INLINE Vec exp(Vec x) {
-  const Vec clamped = max(splat(-110.0f), min(splat(110.0f), x));
-  const Vec n = round(clamped * splat(1.44269504088896341f));
-  Vec r = fnma(n, splat(0.693359375f), clamped);
-  r = fnma(n, splat(-2.12194440e-4f), r);
-  Vec p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  return scale_by_power_of_2(fma(p * r, r, r + splat(1.0f)), n);
+  constexpr float kLog2e = 1.44269504f, kLog2eLow = 1.92596303e-8f;
+  const Vec clamped = max(splat(-110.0f), min(splat(110.0f), x));  // min and max return the second operand for NaN
+  const Vec n = round(clamped * splat(kLog2e));
+  const Vec f = fma(clamped, splat(kLog2eLow), fma(clamped, splat(kLog2e), zero() - n));
+  Vec q = splat(1.3264727266401263e-3f);
+  q = fma(q, f, splat(9.6715127684551592e-3f));
+  q = fma(q, f, splat(5.5507337442726380e-2f));
+  q = fma(q, f, splat(2.4022242083388481e-1f));
+  q = fma(q, f, splat(6.9314697759788460e-1f));
+  return scale_by_power_of_2(fma(q, f, splat(1.0f)), n);
 }
 
 // tanh x = sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|); below 0.625 an odd polynomial, so that small x keep

@@ -10,6 +10,9 @@
 
 namespace fovea {
 
+// Results larger than this are written past the caches: nothing of them would still be there for the reader.
+inline constexpr int64_t kCacheBytes = int64_t{32} << 20;
+
 // y = norm(s) gamma + beta with s = x (+ delta). LayerNorm (1607.06450): (s - mean) rstd; RMSNorm (1910.07467): s rstd.
 // Bytes a row: x, delta read once; s, y written once; the row stays in L1 between the passes.
 struct NormForward {
@@ -27,6 +30,7 @@ struct NormForward {
   int64_t channels;
   float eps;
   bool rms;
+  bool stream;        // results are larger than the caches: write past them
 };
 
 // With xhat = (s - mean) rstd and g = dy gamma:  ds = rstd (g - mean(g) - xhat mean(g xhat)) (+ dsum);  RMSNorm has no
@@ -43,6 +47,7 @@ struct NormBackward {
   const float* rstd;
   int64_t channels;
   bool rms;
+  bool stream;        // ds is larger than the caches: write past them
 };
 
 enum class ActivationKernel { relu, gelu, gelu_tanh, silu };
@@ -60,7 +65,7 @@ void activation_backward(void* dx, const void* dy, const void* x, Dtype dtype, i
 void swiglu_forward(void* y, const void* x, Dtype dtype, int64_t channels);
 void swiglu_backward(void* dx, const void* dy, const void* x, Dtype dtype, int64_t channels);
 
-// log sum_j exp(l_j) of one row; *total receives sum_j l_j.
+// log sum_j exp(l_j) of one row, read once; *total, where given, receives sum_j l_j.
 float row_log_sum_exp(const void* logits, Dtype dtype, int64_t count, float* total);
-// d_j = scale exp(l_j - lse) + shift
-void row_softmax_gradient(void* d, const void* logits, Dtype dtype, int64_t count, float lse, float scale, float shift);)
+// d_j = scale exp(l_j - lse) + shift; `stream`: d is part of something larger than the caches, write past them.
+void row_softmax_gradient(void* d, const void* logits, Dtype dtype, int64_t count, float lse, float scale, float shift, bool stream);)

@@ -22,6 +22,15 @@ FOVEA_INLINE void put(T* p, Vec x, Mask k, bool tail) {
   else store(p, x);
 }
 
+// Full vectors past the caches when `streams` (then p is aligned to a cache line).
+template <typename T>
+FOVEA_INLINE void put(T* p, Vec x, Mask k, bool tail, bool streams) {
+  if (tail) store(p, x, k);
+  else if (streams) stream(p, x);
+  else store(p, x);
+}
+FOVEA_INLINE bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+
 // ---- norms -------------------------------------------------------------------------------------------------------
 
 template <typename S, typename D, typename Y>
@@ -32,7 +41,7 @@ void norm_forward_rows(const NormForward& c, int64_t begin, int64_t end) {
     Vec total = zero();
     if (c.delta != nullptr) {
       const D* delta = static_cast<const D*>(c.delta) + r * n;
-      S* sum_row = static_cast<S*>(c.sum) + r * n;
+      S* sum_row = static_cast<S*>(c.sum) + r * n;  // read again below: through the caches
       over(n, [&](int64_t i, Mask k, bool tail) { put(sum_row + i, get(s + i, k, tail) + get(delta + i, k, tail), k, tail); });
       s = sum_row;
     }
@@ -53,11 +62,13 @@ void norm_forward_rows(const NormForward& c, int64_t begin, int64_t end) {
     c.rstd[r] = rstd;
     const Vec scale = splat(rstd);
     Y* y = static_cast<Y*>(c.y) + r * n;
+    const bool streams = c.stream && is_aligned(y);
     over(n, [&](int64_t i, Mask k, bool tail) {
       const Vec scaled = (get(s + i, k, tail) - m) * scale * get(c.gamma + i, k, tail);
-      put(y + i, c.beta != nullptr ? scaled + get(c.beta + i, k, tail) : scaled, k, tail);
+      put(y + i, c.beta != nullptr ? scaled + get(c.beta + i, k, tail) : scaled, k, tail, streams);
     });
   }
+  if (c.stream) end_streaming();
 }
 
 template <typename S, typename Y>
@@ -82,14 +93,16 @@ void norm_backward_rows(const NormBackward& c, int64_t begin, int64_t end, float
     const Vec b = splat(sum(sum_gx) / static_cast<float>(n));
     S* ds = static_cast<S*>(c.ds) + r * n;
     const S* dsum = c.dsum != nullptr ? static_cast<const S*>(c.dsum) + r * n : nullptr;
+    const bool streams = c.stream && is_aligned(ds);
     over(n, [&](int64_t i, Mask k, bool tail) {
       const Vec xhat = (get(s + i, k, tail) - mean) * rstd;
       const Vec g = get(dy + i, k, tail) * get(c.gamma + i, k, tail);
       Vec d = rstd * fnma(xhat, b, g - a);
       if (dsum != nullptr) d = d + get(dsum + i, k, tail);
-      put(ds + i, d, k, tail);
+      put(ds + i, d, k, tail, streams);
     });
   }
+  if (c.stream) end_streaming();
 }
 
 // ---- activations -------------------------------------------------------------------------------------------------
@@ -122,8 +135,8 @@ FOVEA_INLINE Vec value(Vec x) {
     Vec gauss;
     return splat(0.5f) * x * (splat(1.0f) + erf(x * splat(kInvSqrt2), gauss));
   }
-  const Vec u = splat(kGeluScale) * fma(splat(kGeluCubic) * x * x, x, x);
-  return splat(0.5f) * x * (splat(1.0f) + tanh(u));
+  // (1 + tanh u) / 2 = sigmoid(2 u)
+  return x * sigmoid(splat(2.0f * kGeluScale) * fma(splat(kGeluCubic) * x * x, x, x));
 }
 
 template <ActivationKernel kKind>
@@ -139,9 +152,9 @@ FOVEA_INLINE Vec derivative(Vec x) {
     return fma(x * splat(kInvSqrt2Pi), gauss, phi);
   }
   const Vec square = x * x;
-  const Vec t = tanh(splat(kGeluScale) * fma(splat(kGeluCubic) * square, x, x));
-  const Vec du = splat(kGeluScale) * fma(splat(3.0f * kGeluCubic), square, splat(1.0f));
-  return splat(0.5f) * ((splat(1.0f) + t) + x * (splat(1.0f) - t * t) * du);
+  const Vec s = sigmoid(splat(2.0f * kGeluScale) * fma(splat(kGeluCubic) * square, x, x));
+  const Vec du = splat(2.0f * kGeluScale) * fma(splat(3.0f * kGeluCubic), square, splat(1.0f));
+  return fma(x * du, s * (splat(1.0f) - s), s);
 }
 
 template <ActivationKernel kKind, typename T>
@@ -190,30 +203,55 @@ void swiglu_row_backward(T* dx, const T* dy, const T* x, int64_t channels) {
 
 // ---- softmax rows ------------------------------------------------------------------------------------------------
 
+// Blocks of one pass: the largest so far and the mass relative to it. While a block is worked on, one further on is fetched.
 template <typename T>
 float log_sum_exp(const T* l, int64_t count, float* total) {
-  Vec largest = splat(-__builtin_inff()), sums = zero();
-  over(count, [&](int64_t i, Mask k, bool tail) {
-    const Vec x = get(l + i, k, tail);
-    largest = max(tail ? select(k, x, largest) : x, largest);
-    sums = sums + x;
-  });
-  *total = sum(sums);
-  const float m = max_lane(largest);
-  if (m == -__builtin_inff()) return m;
-  const Vec shift = splat(m);
+  constexpr int64_t kBlock = 1024;
+  constexpr float kNone = -__builtin_inff();
+  float largest = kNone, all = 0.0f;
   Vec mass = zero();
-  over(count, [&](int64_t i, Mask k, bool tail) {
-    const Vec e = exp(get(l + i, k, tail) - shift);
-    mass = mass + (tail ? select(k, e, zero()) : e);
-  });
-  return m + __builtin_logf(sum(mass));
+  for (int64_t first = 0; first < count; first += kBlock) {
+    const T* block = l + first;
+    const int64_t size = count - first < kBlock ? count - first : kBlock;
+    Vec top = splat(kNone), sums = zero();
+    over(size, [&](int64_t i, Mask k, bool tail) {
+      const Vec x = get(block + i, k, tail);
+      top = max(tail ? select(k, x, top) : x, top);
+      sums = sums + x;
+    });
+    all += sum(sums);
+    const float m = max_lane(top);
+    if (m > largest) {
+      mass = largest == kNone ? zero() : mass * exp(splat(largest - m));
+      largest = m;
+    }
+    const Vec shift = splat(largest == kNone ? 0.0f : largest);
+    // Four sums: the exponentials of four vectors overlap.
+    Vec masses[4] = {mass, zero(), zero(), zero()};
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        prefetch(block + i + v * kLanes + 2 * kBlock);
+        masses[v] = masses[v] + exp(load(block + i + v * kLanes) - shift);
+      }
+    }
+    mass = (masses[0] + masses[1]) + (masses[2] + masses[3]);
+    over(size - i, [&](int64_t j, Mask k, bool tail) {
+      const Vec e = exp(get(block + i + j, k, tail) - shift);
+      mass = mass + (tail ? select(k, e, zero()) : e);
+    });
+  }
+  if (total != nullptr) *total = all;
+  return largest + __builtin_logf(sum(mass));
 }
 
 template <typename T>
-void softmax_gradient(T* d, const T* l, int64_t count, float lse, float scale, float shift) {
+void softmax_gradient(T* d, const T* l, int64_t count, float lse, float scale, float shift, bool stream) {
   const Vec z = splat(lse), a = splat(scale), b = splat(shift);
-  over(count, [&](int64_t i, Mask k, bool tail) { put(d + i, fma(a, exp(get(l + i, k, tail) - z), b), k, tail); });
+  const bool streams = stream && is_aligned(d);
+  over(count, [&](int64_t i, Mask k, bool tail) { put(d + i, fma(a, exp(get(l + i, k, tail) - z), b), k, tail, streams); });
+  if (stream) end_streaming();
 }
 
 }  // namespace
@@ -257,9 +295,9 @@ void swiglu_backward(void* dx, const void* dy, const void* x, Dtype dtype, int64
 float row_log_sum_exp(const void* logits, Dtype dtype, int64_t count, float* total) {
   return dtype == Dtype::bf16 ? log_sum_exp(static_cast<const bf16*>(logits), count, total) : log_sum_exp(static_cast<const float*>(logits), count, total);
 }
-void row_softmax_gradient(void* d, const void* logits, Dtype dtype, int64_t count, float lse, float scale, float shift) {
-  if (dtype == Dtype::bf16) softmax_gradient(static_cast<bf16*>(d), static_cast<const bf16*>(logits), count, lse, scale, shift);
-  else softmax_gradient(static_cast<float*>(d), static_cast<const float*>(logits), count, lse, scale, shift);
+void row_softmax_gradient(void* d, const void* logits, Dtype dtype, int64_t count, float lse, float scale, float shift, bool stream) {
+  if (dtype == Dtype::bf16) softmax_gradient(static_cast<bf16*>(d), static_cast<const bf16*>(logits), count, lse, scale, shift, stream);
+  else softmax_gradient(static_cast<float*>(d), static_cast<const float*>(logits), count, lse, scale, shift, stream);
 }
 
 }  // namespace FOVEA_SIMD

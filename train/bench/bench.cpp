@@ -73,25 +73,26 @@ std::vector<BenchRow> bench_gemm(double seconds) {
 
 std::vector<BenchRow> bench_memory(double seconds) {
   std::vector<BenchRow> rows;
-  const double limit = measured_triad_bandwidth() * 1e-9;
+  // Measured anew for each row: the bandwidth of a shared machine comes and goes.
+  const auto limit = [] { return measured_triad_bandwidth() * 1e-9; };
   {
     Parameters parameters{{"weights", Variable(random({16 << 20}, Dtype::f32, "p"), true)}};
     parameters[0].variable.set_grad(random({16 << 20}, Dtype::f32, "g"));
     const auto optimizer = make_optimizer(OptimizerOptions(), parameters);
-    rows.push_back(measure("AdamW, 16 Mi parameters", seconds, 28e-9 * (16 << 20), "GB/s", limit, [&] { optimizer->step(1e-3, 0.5); }));
+    rows.push_back(measure("AdamW, 16 Mi parameters", seconds, 28e-9 * (16 << 20), "GB/s", limit(), [&] { optimizer->step(1e-3, 0.5); }));
   }
   {
     constexpr int64_t r = 16384, c = 1024;
     const NoGrad no_grad;
     const Variable x(random({r, c}, Dtype::f32, "x")), gamma(Tensor::full({c}, 1.0)), beta(Tensor::zeros({c}));
-    rows.push_back(measure("LayerNorm forward, 16384 x 1024", seconds, 8e-9 * r * c, "GB/s", limit, [&] { nn::norm(x, gamma, beta, {}); }));
+    rows.push_back(measure("LayerNorm forward, 16384 x 1024", seconds, 8e-9 * r * c, "GB/s", limit(), [&] { nn::norm(x, gamma, beta, {}); }));
   }
   {
     constexpr int64_t r = 16384, c = 1024;
     const Variable x(random({r, c}, Dtype::f32, "x"), true), gamma(Tensor::full({c}, 1.0), true), beta(Tensor::zeros({c}), true);
     const Tensor dy = random({r, c}, Dtype::f32, "dy");
     // Backward alone: reads dy and x, writes dx; a forward (8 bytes an element) runs each time and is counted.
-    rows.push_back(measure("LayerNorm forward + backward, 16384 x 1024", seconds, 20e-9 * r * c, "GB/s", limit, [&] {
+    rows.push_back(measure("LayerNorm forward + backward, 16384 x 1024", seconds, 20e-9 * r * c, "GB/s", limit(), [&] {
       x.zero_grad();
       nn::norm(x, gamma, beta, {}).backward(dy);
     }));
@@ -100,11 +101,11 @@ std::vector<BenchRow> bench_memory(double seconds) {
     constexpr int64_t r = 2048, v = 16384;
     const Variable logits(random({r, v}, Dtype::f32, "l"), true);
     const Tensor targets = random_ids({r}, v);
-    rows.push_back(measure("cross-entropy forward, 2048 x 16384", seconds, 4e-9 * r * v, "GB/s", limit, [&] {
+    rows.push_back(measure("cross-entropy forward, 2048 x 16384", seconds, 4e-9 * r * v, "GB/s", limit(), [&] {
       const NoGrad no_grad;
       nn::cross_entropy(logits, targets);
     }));
-    rows.push_back(measure("cross-entropy forward + backward", seconds, 12e-9 * r * v, "GB/s", limit, [&] {
+    rows.push_back(measure("cross-entropy forward + backward", seconds, 12e-9 * r * v, "GB/s", limit(), [&] {
       logits.zero_grad();
       nn::cross_entropy(logits, targets).backward();
     }));
