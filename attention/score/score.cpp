@@ -341,8 +341,10 @@ void forward_block(const Engine<T>& e, const ScoreResult& result, int64_t b, int
   for (int64_t i = 0; i < rows; ++i) {
     const bool empty = l[i] == Acc{0};
     lse[i] = empty ? static_cast<Acc>(-INFINITY) : m[i] + std::log(l[i]);
-    store(rows_of(result.out, b, h, i0 + i, 1), &acc[i * p.Dv], empty ? 0.0 : 1.0 / static_cast<double>(l[i]));
+    const Acc factor = empty ? Acc{0} : Acc{1} / l[i];
+    for (int64_t d = 0; d < p.Dv; ++d) acc[i * p.Dv + d] *= factor;
   }
+  store(rows_of(result.out, b, h, i0, rows), acc.data(), 1.0);
 }
 
 template <typename T>
