@@ -3,30 +3,12 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
-
 #include "autograd/gradcheck.h"
 #include "autograd/ops.h"
+#include "nn/test_util.h"
 
 namespace fovea::nn {
 namespace {
-
-Tensor random_tensor(const Shape& shape, const char* name, Dtype dtype = Dtype::f64) {
-  const Tensor value = Tensor::empty(shape, Dtype::f64);
-  fill_normal(value, RngKey(1, "test", name));
-  return value.to(dtype);
-}
-
-double relative_error(const Tensor& x, const Tensor& reference) {
-  const auto a = x.to(Dtype::f64).to_vector<double>(), b = reference.to(Dtype::f64).to_vector<double>();
-  EXPECT_EQ(a.size(), b.size());
-  double difference = 0.0, norm = 0.0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return std::sqrt(difference / std::max(norm, 1e-30));
-}
 
 struct Case {
   const char* name;
@@ -91,20 +73,12 @@ TEST(Conv, AChannelWithADeltaKernelShifts) {
 }
 
 TEST(Conv, ShapesThatDoNotFitAreNamed) {
-  const auto message = [](const auto& f) -> std::string {
-    try {
-      f();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "accepted";
-  };
   Conv2d layer(3, 4, 3);
-  EXPECT_NE(message([&] { layer.forward(Variable(Tensor::zeros({1, 2, 8, 8}))); }).find("x is [1, 2, 8, 8] and the weight [4, 3, 3, 3] in 1 groups"), std::string::npos);
-  EXPECT_NE(message([&] { layer.forward(Variable(Tensor::zeros({1, 3, 2, 8}))); }).find("a kernel that spans 3 does not fit into 2"), std::string::npos);
-  EXPECT_NE(message([] { Conv2d(3, 4, 3, {.groups = 2}); }).find("2 groups do not divide 3 input"), std::string::npos);
-  EXPECT_NE(message([] { Conv1d(3, 4, 0); }).find("kernel 0"), std::string::npos);
-  EXPECT_NE(message([] { Conv1d(3, 4, 3, {.padding = 1}, true); }).find("sets its own padding"), std::string::npos);
+  EXPECT_NE(error_of([&] { layer.forward(Variable(Tensor::zeros({1, 2, 8, 8}))); }).find("x is [1, 2, 8, 8] and the weight [4, 3, 3, 3] in 1 groups"), std::string::npos);
+  EXPECT_NE(error_of([&] { layer.forward(Variable(Tensor::zeros({1, 3, 2, 8}))); }).find("a kernel that spans 3 does not fit into 2"), std::string::npos);
+  EXPECT_NE(error_of([] { Conv2d(3, 4, 3, {.groups = 2}); }).find("2 groups do not divide 3 input"), std::string::npos);
+  EXPECT_NE(error_of([] { Conv1d(3, 4, 0); }).find("kernel 0"), std::string::npos);
+  EXPECT_NE(error_of([] { Conv1d(3, 4, 3, {.padding = 1}, true); }).find("sets its own padding"), std::string::npos);
 }
 
 }  // namespace

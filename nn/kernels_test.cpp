@@ -15,27 +15,10 @@
 #include "nn/linear.h"
 #include "nn/loss.h"
 #include "nn/norm.h"
+#include "nn/test_util.h"
 
 namespace fovea::nn {
 namespace {
-
-Tensor random_tensor(const Shape& shape, const char* name, Dtype dtype = Dtype::f64) {
-  const Tensor value = Tensor::empty(shape, Dtype::f64);
-  fill_normal(value, RngKey(1, "test", name));
-  return value.to(dtype);
-}
-Variable leaf(const Shape& shape, const char* name, Dtype dtype = Dtype::f64) { return Variable(random_tensor(shape, name, dtype), true); }
-
-// ||x - reference|| / ||reference||
-double relative_error(const Tensor& x, const Tensor& reference) {
-  const auto a = x.to_vector<double>(), b = reference.to_vector<double>();
-  double difference = 0.0, norm = 0.0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return std::sqrt(difference / std::max(norm, 1e-30));
-}
 
 const std::vector<int64_t> kSizes = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 127, 1000};
 
@@ -216,6 +199,29 @@ TEST(CrossEntropy, LargeLogitsDoNotOverflowAndBadLabelsAreNamed) {
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(), "cross_entropy: row 0 has label 3, outside the 3 classes");
   }
+}
+
+TEST(KlDivergence, IsZeroAtTheTargetAndHasTheGradientOfTheCrossEntropy) {
+  const Tensor t = Tensor::from(std::vector<float>{0.5f, 0.25f, 0.25f, 0.0f, 0.125f, 0.875f}, {2, 3});
+  const Variable at_target(Tensor::from(std::vector<double>{std::log(0.5), std::log(0.25), std::log(0.25), -1e4, std::log(0.125), std::log(0.875)}, {2, 3}), true);
+  EXPECT_NEAR(kl_divergence(at_target, t).value().item(), 0.0, 1e-12);
+  const Variable uniform(Tensor::zeros({2, 3}, Dtype::f64));
+  double expected = 0.0;
+  for (double p : {0.5, 0.25, 0.25, 0.125, 0.875}) expected += 0.5 * p * std::log(3.0 * p);
+  EXPECT_NEAR(kl_divergence(uniform, t).value().item(), expected, 1e-12);
+  gradcheck([&](const Variables& in) { return kl_divergence(in[0], t); }, {leaf({2, 3}, "x")});
+}
+
+TEST(Bce, GradientsLargeLogitsAndErrors) {
+  const Tensor t = Tensor::from(std::vector<float>{0.0f, 1.0f, 0.25f, 0.75f}, {2, 2});
+  gradcheck([&](const Variables& in) { return bce_with_logits(in[0], t); }, {leaf({2, 2}, "x")});
+  const Variable large(Tensor::from(std::vector<float>{-500.0f, 500.0f, 500.0f, 0.0f}, {2, 2}), true);
+  const Variable loss = bce_with_logits(large, t);
+  EXPECT_NEAR(loss.value().item(), (0.0 + 0.0 + 0.75 * 500.0 + std::log(2.0)) / 4.0, 1e-4);
+  loss.backward();
+  EXPECT_EQ(large.grad().to_vector<float>(), (std::vector<float>{0.0f, 0.0f, 0.1875f, -0.0625f}));
+  EXPECT_NE(error_of([&] { bce_with_logits(leaf({3}, "x"), t); }).find("[3]"), std::string::npos);
+  EXPECT_NE(error_of([&] { bce_with_logits(leaf({1}, "x"), Tensor::full({1}, 1.5)); }).find("target 0 is 1.5"), std::string::npos);
 }
 
 TEST(Embedding, GradientsAndErrors) {

@@ -140,6 +140,43 @@ class CrossEntropyFn final : public Function {
   int64_t scored_ = 0;
 };
 
+class BceFn final : public Function {
+ public:
+  explicit BceFn(const Tensor& targets) : targets_(targets) {}
+  const char* name() const override { return "bce_with_logits"; }
+
+  Tensor forward(const Tensor& logits) {
+    check_same_shape(name(), "logits", logits, "targets", targets_);
+    FOVEA_CHECK(logits.numel() > 0, name(), ": logits ", logits.shape(), " are empty");
+    const std::vector<double> x = logits.to_vector<double>(), t = targets_.to_vector<double>();
+    double total = 0.0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      FOVEA_CHECK(t[i] >= 0.0 && t[i] <= 1.0, name(), ": target ", i, " is ", t[i], "; expected a probability");
+      total += std::max(x[i], 0.0) - x[i] * t[i] + std::log1p(std::exp(-std::abs(x[i])));
+    }
+    save(logits);
+    return Tensor::full({}, total / static_cast<double>(x.size()), logits.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32);
+  }
+  Tensors backward(const Tensors& dout) override {
+    const auto [logits] = saved<1>();
+    std::vector<double> d = logits.to_vector<double>();
+    const std::vector<double> t = targets_.to_vector<double>();
+    const double g = dout[0].item() / static_cast<double>(d.size());
+    for (size_t i = 0; i < d.size(); ++i) d[i] = g * (1.0 / (1.0 + std::exp(-d[i])) - t[i]);
+    return {Tensor::from(d, logits.shape()).to(logits.dtype())};
+  }
+
+ private:
+  Tensor targets_;
+};
+
+// Mean over rows of sum_j t_j log t_j
+double mean_negative_entropy(const Tensor& targets) {
+  double total = 0.0;
+  for (double t : targets.to_vector<double>()) total += t > 0.0 ? t * std::log(t) : 0.0;
+  return total * static_cast<double>(targets.dim(-1)) / static_cast<double>(std::max<int64_t>(1, targets.numel()));
+}
+
 }  // namespace
 
 Variable cross_entropy(const Variable& logits, const Tensor& targets, const CrossEntropyOptions& options) {
@@ -148,6 +185,13 @@ Variable cross_entropy(const Variable& logits, const Tensor& targets, const Cros
 Variable cross_entropy_soft(const Variable& logits, const Tensor& targets, const CrossEntropyOptions& options) {
   return record(make<CrossEntropyFn>(targets.contiguous(), options, true), logits);
 }
+
+Variable kl_divergence(const Variable& logits, const Tensor& targets) {
+  const Variable crossed = cross_entropy_soft(logits, targets);
+  return add(crossed, Variable(Tensor::full({}, mean_negative_entropy(targets), crossed.dtype())));
+}
+
+Variable bce_with_logits(const Variable& logits, const Tensor& targets) { return record(make<BceFn>(targets), logits); }
 
 Variable mse(const Variable& x, const Tensor& target) {
   const Variable difference = sub(x, Variable(target));

@@ -20,6 +20,14 @@ Variable cross_entropy(const Variable& logits, const Tensor& targets, const Cros
 // targets f32 [..., V], each row a distribution (mixup, cutmix).
 Variable cross_entropy_soft(const Variable& logits, const Tensor& targets, const CrossEntropyOptions& options = {});
 
+// KL(target || softmax(logits)), mean over rows: the soft cross-entropy less the entropy of the targets (distillation,
+// 1503.02531). targets f32 [..., V], each row a distribution.
+Variable kl_divergence(const Variable& logits, const Tensor& targets);
+
+// Mean of max(x, 0) - x t + log(1 + exp(-|x|)) = -t log sigmoid(x) - (1 - t) log(1 - sigmoid(x)), never overflowing.
+// logits x and targets t in [0, 1] have the same shape. Throws naming the first target outside.
+Variable bce_with_logits(const Variable& logits, const Tensor& targets);
+
 // mean (x - target)^2
 Variable mse(const Variable& x, const Tensor& target);
 

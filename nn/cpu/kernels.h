@@ -68,4 +68,12 @@ void swiglu_backward(void* dx, const void* dy, const void* x, Dtype dtype, int64
 // log sum_j exp(l_j) of one row, read once; *total, where given, receives sum_j l_j.
 float row_log_sum_exp(const void* logits, Dtype dtype, int64_t count, float* total);
 // d_j = scale exp(l_j - lse) + shift; `stream`: d is part of something larger than the caches, write past them.
-void row_softmax_gradient(void* d, const void* logits, Dtype dtype, int64_t count, float lse, float scale, float shift, bool stream);)
+void row_softmax_gradient(void* d, const void* logits, Dtype dtype, int64_t count, float lse, float scale, float shift, bool stream);
+
+// One channel of one image, for the norms over channels: sum x;  sum (x - mean)^2;  y = scale (x - mean) + shift
+float row_sum(const void* x, Dtype dtype, int64_t count);
+float row_squares(const void* x, Dtype dtype, int64_t count, float mean);
+void row_affine(void* y, const void* x, Dtype dtype, int64_t count, float mean, float scale, float shift);
+// sums = {sum dy, sum dy (x - mean)};  dx = a dy + b (x - mean) + c
+void row_gradient_sums(const void* dy, const void* x, Dtype dtype, int64_t count, float mean, float* sums);
+void row_norm_gradient(void* dx, const void* dy, const void* x, Dtype dtype, int64_t count, float mean, float a, float b, float c);)

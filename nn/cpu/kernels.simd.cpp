@@ -254,6 +254,55 @@ void softmax_gradient(T* d, const T* l, int64_t count, float lse, float scale, f
   if (stream) end_streaming();
 }
 
+// ---- rows of channels --------------------------------------------------------------------------------------------
+
+// Sum of f(i, mask, tail) over the row; two sums overlap. f gives 0 in the lanes of a tail that are not there.
+template <typename F>
+FOVEA_INLINE float sum_over(int64_t count, F&& f) {
+  Vec even = zero(), odd = zero();
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    even = even + f(i, first_lanes(kLanes), false);
+    odd = odd + f(i + kLanes, first_lanes(kLanes), false);
+  }
+  over(count - i, [&](int64_t j, Mask k, bool tail) { even = even + f(i + j, k, tail); });
+  return sum(even + odd);
+}
+
+template <typename T>
+float sum_of(const T* x, int64_t count) {
+  return sum_over(count, [&](int64_t i, Mask k, bool tail) { return get(x + i, k, tail); });
+}
+template <typename T>
+float squares_of(const T* x, int64_t count, float mean) {
+  const Vec m = splat(mean);
+  return sum_over(count, [&](int64_t i, Mask k, bool tail) {
+    const Vec d = get(x + i, k, tail) - m;
+    return tail ? select(k, d * d, zero()) : d * d;
+  });
+}
+template <typename T>
+void affine_of(T* y, const T* x, int64_t count, float mean, float scale, float shift) {
+  const Vec m = splat(mean), a = splat(scale), b = splat(shift);
+  over(count, [&](int64_t i, Mask k, bool tail) { put(y + i, fma(a, get(x + i, k, tail) - m, b), k, tail); });
+}
+template <typename T>
+void gradient_sums_of(const T* dy, const T* x, int64_t count, float mean, float* sums) {
+  const Vec m = splat(mean);
+  Vec plain = zero();
+  sums[1] = sum_over(count, [&](int64_t i, Mask k, bool tail) {
+    const Vec d = get(dy + i, k, tail);
+    plain = plain + d;
+    return d * (get(x + i, k, tail) - m);
+  });
+  sums[0] = sum(plain);
+}
+template <typename T>
+void norm_gradient_of(T* dx, const T* dy, const T* x, int64_t count, float mean, float a, float b, float c) {
+  const Vec m = splat(mean), va = splat(a), vb = splat(b), vc = splat(c);
+  over(count, [&](int64_t i, Mask k, bool tail) { put(dx + i, fma(va, get(dy + i, k, tail), fma(vb, get(x + i, k, tail) - m, vc)), k, tail); });
+}
+
 }  // namespace
 
 void norm_forward(const NormForward& c, int64_t begin, int64_t end) {
@@ -298,6 +347,25 @@ float row_log_sum_exp(const void* logits, Dtype dtype, int64_t count, float* tot
 void row_softmax_gradient(void* d, const void* logits, Dtype dtype, int64_t count, float lse, float scale, float shift, bool stream) {
   if (dtype == Dtype::bf16) softmax_gradient(static_cast<bf16*>(d), static_cast<const bf16*>(logits), count, lse, scale, shift, stream);
   else softmax_gradient(static_cast<float*>(d), static_cast<const float*>(logits), count, lse, scale, shift, stream);
+}
+
+float row_sum(const void* x, Dtype dtype, int64_t count) {
+  return dtype == Dtype::bf16 ? sum_of(static_cast<const bf16*>(x), count) : sum_of(static_cast<const float*>(x), count);
+}
+float row_squares(const void* x, Dtype dtype, int64_t count, float mean) {
+  return dtype == Dtype::bf16 ? squares_of(static_cast<const bf16*>(x), count, mean) : squares_of(static_cast<const float*>(x), count, mean);
+}
+void row_affine(void* y, const void* x, Dtype dtype, int64_t count, float mean, float scale, float shift) {
+  if (dtype == Dtype::bf16) affine_of(static_cast<bf16*>(y), static_cast<const bf16*>(x), count, mean, scale, shift);
+  else affine_of(static_cast<float*>(y), static_cast<const float*>(x), count, mean, scale, shift);
+}
+void row_gradient_sums(const void* dy, const void* x, Dtype dtype, int64_t count, float mean, float* sums) {
+  if (dtype == Dtype::bf16) gradient_sums_of(static_cast<const bf16*>(dy), static_cast<const bf16*>(x), count, mean, sums);
+  else gradient_sums_of(static_cast<const float*>(dy), static_cast<const float*>(x), count, mean, sums);
+}
+void row_norm_gradient(void* dx, const void* dy, const void* x, Dtype dtype, int64_t count, float mean, float a, float b, float c) {
+  if (dtype == Dtype::bf16) norm_gradient_of(static_cast<bf16*>(dx), static_cast<const bf16*>(dy), static_cast<const bf16*>(x), count, mean, a, b, c);
+  else norm_gradient_of(static_cast<float*>(dx), static_cast<const float*>(dy), static_cast<const float*>(x), count, mean, a, b, c);
 }
 
 }  // namespace FOVEA_SIMD
