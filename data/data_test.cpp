@@ -9,7 +9,6 @@
 #include "data/image/images.h"
 #include "data/loader.h"
 #include "data/prepare.h"
-#include "data/synthetic/recall.h"
 #include "data/test_util.h"
 #include "data/text/tokens.h"
 
@@ -153,7 +152,7 @@ std::string gzip(const std::string& content) {
 TEST_F(Data, IdxReadsPlainAndGzipAndRefusesDamage) {
   put("train-images-idx3-ubyte", idx({2, 2, 3}, std::string("\0\1\2\3\4\5\x06\x07\x08\x09\x0a\xff", 12)));
   put("train-labels-idx1-ubyte.gz", gzip(idx({2}, "\3\7")));
-  ImageOptions options(0.5, 0.5);
+  ImageOptions options({0.5}, {0.5});
   options.path = folder.string();
   const auto source = make_idx(options, Split::train);
   EXPECT_EQ(source->size(), 2);
@@ -187,36 +186,14 @@ TEST(Augment, FlipsAndShiftsByTheDraw) {
     std::vector<float> image(7 * 7, 0.0f);
     image[3 * 7 + 3] = 1.0f;
     image[3 * 7 + 4] = 2.0f;
-    augment(image.data(), 1, 7, 7, options, RngKey(1, "augment", "", i));
+    Draw draw(RngKey(1, "augment", "", i));
+    augment(image.data(), 1, 7, 7, options, draw);
     const auto at = std::find(image.begin(), image.end(), 1.0f) - image.begin();
     flipped += at % 7 > 0 && image[static_cast<size_t>(at - 1)] == 2.0f ? 1 : 0;
     places.insert(at);
   }
   EXPECT_NEAR(flipped, 200, 50);
   EXPECT_EQ(places.size(), 25u);
-}
-
-// ---- recall ------------------------------------------------------------------------------------------------------
-
-TEST(Recall, EveryQueryHasTheValueThatFollowedItsKey) {
-  RecallOptions options;
-  const auto source = make_recall(options, Split::train);
-  const Sample samples[] = {{0, 0, 0}, {99999, 1, 5}};
-  const Batch batch = source->make(samples, 1);
-  for (int64_t b = 0; b < 2; ++b) {
-    const std::vector<int64_t> in = batch.inputs.select(0, b).to_vector<int64_t>(), out = batch.targets.select(0, b).to_vector<int64_t>();
-    int scored = 0;
-    for (size_t i = 0; i < in.size(); ++i) {
-      if (out[i] == kIgnore) continue;
-      ++scored;
-      const auto key = static_cast<size_t>(std::find(in.begin(), in.end(), in[i]) - in.begin());
-      ASSERT_LT(key, 8u);
-      EXPECT_EQ(in[key + 1], out[i]);
-    }
-    EXPECT_EQ(scored, 4);
-  }
-  options.context = 11;
-  EXPECT_ERROR(make_recall(options, Split::train), "pairs and 4 queries take 12 tokens, but context is 11");
 }
 
 // ---- loader ------------------------------------------------------------------------------------------------------

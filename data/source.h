@@ -4,6 +4,7 @@
 // sample is a function of (seed, index, epoch, ordinal), so data never depends on threads, ranks or history.
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
@@ -54,6 +55,8 @@ class Source {
 
 // The [data] section: kind = a row of the table in source.cpp.
 config::Choice data_choice();
+// The kind that a folder or file on disk has, by the names in it. Throws when there is none.
+std::string kind_of(const std::filesystem::path& path);
 // Opens the data of a section. Throws naming the file and what is wrong with it.
 std::unique_ptr<Source> make_source(const config::Choice& data, Split split);
 

@@ -29,6 +29,9 @@ std::string in_quotes(const std::string& text) {
   return out + '"';
 }
 
+std::string list_element(int64_t value) { return std::to_string(value); }
+std::string list_element(double value) { return number_text(value); }
+
 std::string value_text(const Target& target) {
   return std::visit([](auto* value) -> std::string {
     using T = std::remove_pointer_t<decltype(value)>;
@@ -38,7 +41,7 @@ std::string value_text(const Target& target) {
     else if constexpr (std::is_same_v<T, std::string>) return in_quotes(*value);
     else {
       std::string out = "[";
-      for (size_t i = 0; i < value->size(); ++i) out += (i ? ", " : "") + std::to_string((*value)[i]);
+      for (size_t i = 0; i < value->size(); ++i) out += (i ? ", " : "") + list_element((*value)[i]);
       return out + "]";
     }
   }, target);
@@ -58,7 +61,7 @@ void write_section(Options& options, const std::string& path, const std::string*
 }
 
 const char* type_name(const Target& target) {
-  static constexpr const char* kNames[] = {"bool", "integer", "number", "text", "integers"};
+  static constexpr const char* kNames[] = {"bool", "integer", "number", "text", "integers", "numbers"};
   return kNames[target.index()];
 }
 
@@ -163,6 +166,9 @@ void Fields::add(std::string key, std::string& value, std::string help, Constrai
 }
 void Fields::add(std::string key, std::vector<int64_t>& value, std::string help) {
   fields_.push_back({std::move(key), &value, std::move(help), {}, ""});
+}
+void Fields::add(std::string key, std::vector<double>& value, std::string help, Constraint constraint) {
+  fields_.push_back({std::move(key), &value, std::move(help), std::move(constraint), ""});
 }
 void Fields::section(std::string key, Options& options, std::string help) {
   sections_.push_back({std::move(key), &options, nullptr, std::move(help)});

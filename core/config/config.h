@@ -75,7 +75,7 @@ class Choice {
 
 // ---- the description ---------------------------------------------------------------------------------------------
 // Pointers into the options struct; strings hold paths relative to the working directory.
-using Target = std::variant<bool*, int64_t*, double*, std::string*, std::vector<int64_t>*>;
+using Target = std::variant<bool*, int64_t*, double*, std::string*, std::vector<int64_t>*, std::vector<double>*>;
 
 struct Field {
   std::string key;  // "lr"
@@ -98,6 +98,8 @@ class Fields {
   void add(std::string key, double& value, std::string help, Constraint constraint = any(), std::string unit = "");
   void add(std::string key, std::string& value, std::string help, Constraint constraint = any());
   void add(std::string key, std::vector<int64_t>& value, std::string help);
+  // The constraint holds for each number of the list.
+  void add(std::string key, std::vector<double>& value, std::string help, Constraint constraint = any());
   void section(std::string key, Options& options, std::string help);
   void choice(std::string key, Choice& choice, std::string help);
 

@@ -67,6 +67,18 @@ void assign(const Field& field, const toml::node& node, const std::string& where
     } else if constexpr (std::is_same_v<T, std::string>) {
       if (!node.is_string()) throw wrong("text in quotes");
       store(field, target, node.as_string()->get(), where);
+    } else if constexpr (std::is_same_v<T, std::vector<double>>) {
+      if (!node.is_array()) throw wrong("a list of numbers");
+      std::vector<double> values;
+      for (const toml::node& element : *node.as_array()) {
+        double value = 0.0;
+        if (const auto* whole = element.as_integer()) value = static_cast<double>(whole->get());
+        else if (const auto* real = element.as_floating_point()) value = real->get();
+        else throw ConfigError(concat(where, ": expected a list of numbers, found ", shown(element), " in it"));
+        store(field, &value, value, where);
+        values.push_back(value);
+      }
+      *target = std::move(values);
     } else {
       if (!node.is_array()) throw wrong("a list of integers");
       std::vector<int64_t> values;

@@ -50,15 +50,11 @@ class IdxSource final : public ImageSource {
     labels_ = read_idx(find(folder, part, "labels", 1), 1);
     FOVEA_CHECK(images_.sizes[0] == labels_.sizes[0], "idx ", images_.file, ": ", images_.sizes[0], " images, but ", labels_.file, " has ",
                 labels_.sizes[0], " labels");
-    description_.name = folder.filename().string();
-    description_.is_tokens = false;
-    description_.channels = 1;
-    description_.height = images_.sizes[1];
-    description_.width = images_.sizes[2];
-    description_.classes = 10;
+    int64_t classes = 10;
     // EMNIST's larger splits: the labels say how many classes there are.
-    for (int64_t i = 0; i < labels_.sizes[0]; ++i) description_.classes = std::max<int64_t>(description_.classes, labels_.values()[i] + 1);
-    FOVEA_CHECK(description_.classes <= 62, labels_.file, ": label ", description_.classes - 1, " is outside the 62 classes that these data sets have");
+    for (int64_t i = 0; i < labels_.sizes[0]; ++i) classes = std::max<int64_t>(classes, labels_.values()[i] + 1);
+    describe(folder.filename().string(), 1, images_.sizes[1], images_.sizes[2], classes);
+    FOVEA_CHECK(classes <= 62, labels_.file, ": label ", classes - 1, " is outside the 62 classes that these data sets have");
   }
   int64_t size() const override { return images_.sizes[0]; }
 

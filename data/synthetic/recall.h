@@ -3,17 +3,14 @@
 // Multi-query associative recall (2312.04927 section 4): a sequence opens with key-value pairs; later keys appear
 // again, each at least once, and the model must answer with the value.
 
-#include "data/source.h"
+#include "data/synthetic/sequences.h"
 
 namespace fovea::data {
 
-struct RecallOptions : config::Options {
-  int64_t context = 64;       // tokens of a sequence
+struct RecallOptions : SequenceOptions {
   int64_t pairs = 4;
   int64_t queries = 0;        // 0: as many as pairs
   int64_t vocab_size = 256;   // 0 is filler; keys are the lower half of the rest, values the upper
-  int64_t train_samples = 100000;
-  int64_t val_samples = 1000;
   void describe(config::Fields& f) override;
 };
 

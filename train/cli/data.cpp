@@ -15,8 +15,7 @@ void inspect(const std::string& what, const std::vector<std::string>& extras) {
   if (path.extension() == ".toml") {
     config::load(experiment, path, flags);
   } else {
-    FOVEA_CHECK(std::filesystem::is_directory(path), "data: ", what, " is neither a folder nor an experiment file");
-    std::vector<config::Flag> all{{"data.kind", std::filesystem::exists(path / "train.bin") ? "tokens" : "idx"}, {"data.path", what}};
+    std::vector<config::Flag> all{{"data.kind", data::kind_of(path)}, {"data.path", what}};
     all.insert(all.end(), flags.begin(), flags.end());
     config::load(experiment, "", all);
   }

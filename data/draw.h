@@ -1,23 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Draws for made-up sequences, in order, from one stream.
+// Random choices taken one after another from one stream.
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "core/rng.h"
-#include "data/source.h"
 
 namespace fovea::data {
-
-// Made-up data are the same in every run, whatever the run's seed.
-inline constexpr uint64_t kSyntheticSeed = 0x0f0e3a;
 
 class Draw {
  public:
   explicit Draw(const RngKey& rng) : rng_(rng) {}
   // In [0, n)
   int64_t below(int64_t n) { return static_cast<int64_t>(random_below(rng_, next_++, static_cast<uint64_t>(n))); }
+  // In [0, 1), 53 bits
+  double uniform() { return static_cast<double>(below(int64_t{1} << 53)) * 0x1p-53; }
+  double uniform(double low, double high) { return low + (high - low) * uniform(); }
+  bool coin(double probability) { return uniform() < probability; }
+  // Box-Muller, one of the pair
+  double normal() {
+    const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform()));
+    return radius * std::cos(6.283185307179586 * uniform());
+  }
+  // Beta(a, a) by Joehnk's rejection: fit for small a.
+  double beta(double a) {
+    while (true) {
+      const double x = std::pow(uniform(), 1.0 / a), y = std::pow(uniform(), 1.0 / a);
+      if (x + y > 0.0 && x + y <= 1.0) return x / (x + y);
+    }
+  }
   // `count` different numbers of [0, n), in random order (Floyd's sampling, then a shuffle).
   std::vector<int64_t> distinct(int64_t count, int64_t n) {
     std::vector<int64_t> chosen;
@@ -33,10 +46,5 @@ class Draw {
   RngKey rng_;
   uint64_t next_ = 0;
 };
-
-// Inputs [batch, context] not yet filled, and targets that are all kIgnore.
-inline Batch token_batch(int64_t batch, int64_t context) {
-  return {Tensor::empty({batch, context}, Dtype::i64), Tensor::full({batch, context}, static_cast<double>(kIgnore), Dtype::i64), {}};
-}
 
 }  // namespace fovea::data

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data/hdf5.h"
+
+#include "core/io/hdf5.h"
+
+namespace fovea::data {
+
+void Hdf5Options::describe(config::Fields& f) {
+  ImageOptions::describe(f);
+  f.add("vocab_size", vocab_size, "of sequences; 0: the file's attribute vocab_size", config::at_least(0));
+}
+
+namespace {
+
+using Reader = std::unique_ptr<Hdf5Reader>;
+
+class Hdf5Images final : public ImageSource {
+ public:
+  Hdf5Images(const Hdf5Options& options, Split split, Reader file, const std::string& group)
+      : ImageSource(options, split), file_(std::move(file)), images_(group + "/images") {
+    const std::string where = concat("hdf5 ", options.path, ": ", group);
+    const Shape shape = file_->shape(images_);
+    FOVEA_CHECK((shape.rank() == 3 || shape.rank() == 4) && shape[0] >= 1, where, "/images is ", shape, "; expected [N, C, H, W] or [N, H, W]");
+    FOVEA_CHECK(file_->has(group + "/labels"), where, " has images but no labels");
+    labels_ = file_->read(group + "/labels").to_vector<int64_t>();
+    FOVEA_CHECK(static_cast<int64_t>(labels_.size()) == shape[0], where, " has ", shape[0], " images but ", labels_.size(), " labels");
+    // The training labels say how many classes there are.
+    int64_t classes = 0;
+    for (int64_t l : group == "train" ? labels_ : file_->read("train/labels").to_vector<int64_t>()) classes = std::max(classes, l + 1);
+    describe(std::filesystem::path(options.path).stem().string(), shape.rank() == 4 ? shape[1] : 1, shape[-2], shape[-1], classes);
+    check_labels(where + "/labels");
+  }
+  int64_t size() const override { return static_cast<int64_t>(labels_.size()); }
+
+ private:
+  int64_t label(int64_t index) const override { return labels_[static_cast<size_t>(index)]; }
+  void pixels(int64_t index, float* out) const override {
+    const Tensor image = file_->read_rows(images_, index, index + 1);
+    const std::vector<float> values = image.to_vector<float>();
+    const float scale = image.dtype() == Dtype::u8 ? 1.0f / 255.0f : 1.0f;
+    for (size_t p = 0; p < values.size(); ++p) out[p] = values[p] * scale;
+  }
+  Reader file_;
+  std::string images_;
+  std::vector<int64_t> labels_;
+};
+
+class Hdf5Sequences final : public Source {
+ public:
+  Hdf5Sequences(const Hdf5Options& options, Reader file, const std::string& group, bool paired)
+      : file_(std::move(file)), inputs_(group + (paired ? "/inputs" : "/tokens")), targets_(paired ? group + "/targets" : ""), where_(concat("hdf5 ", options.path, ": ")) {
+    const Shape shape = file_->shape(inputs_);
+    FOVEA_CHECK(shape.rank() == 2 && shape[0] >= 1 && shape[1] >= (paired ? 1 : 2), where_, inputs_, " is ", shape, "; expected ", paired ? "[N, T]" : "[N, T + 1]");
+    if (paired) {
+      FOVEA_CHECK(file_->has(targets_), where_, group, " has inputs but no targets");
+      FOVEA_CHECK(file_->shape(targets_) == shape, where_, inputs_, " is ", shape, " but ", targets_, " is ", file_->shape(targets_));
+    }
+    rows_ = shape[0];
+    description_.name = std::filesystem::path(options.path).stem().string();
+    description_.context = shape[1] - (paired ? 0 : 1);
+    description_.vocab_size = options.vocab_size > 0 ? options.vocab_size : std::stoll(file_->attribute("/", "vocab_size").value_or("0"));
+    FOVEA_CHECK(description_.vocab_size > 0, where_, "has no attribute vocab_size; set data.vocab_size");
+  }
+  int64_t size() const override { return rows_; }
+
+  Batch make(std::span<const Sample> samples, uint64_t) const override {
+    const int64_t count = static_cast<int64_t>(samples.size()), n = description_.context;
+    const Batch batch{Tensor::empty({count, n}, Dtype::i64), Tensor::empty({count, n}, Dtype::i64), {}};
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = samples[static_cast<size_t>(i)].index;
+      const std::vector<int64_t> in = read(inputs_, row, 0), out = targets_.empty() ? std::vector<int64_t>(in.begin() + 1, in.end()) : read(targets_, row, kIgnore);
+      std::copy(in.begin(), in.begin() + n, batch.inputs.data<int64_t>() + i * n);
+      std::copy(out.begin(), out.end(), batch.targets.data<int64_t>() + i * n);
+    }
+    return batch;
+  }
+
+ private:
+  // One row, every id below the vocabulary and not below `least` (which alone may be negative).
+  std::vector<int64_t> read(const std::string& name, int64_t row, int64_t least) const {
+    std::vector<int64_t> ids = file_->read_rows(name, row, row + 1).to_vector<int64_t>();
+    for (size_t t = 0; t < ids.size(); ++t) {
+      FOVEA_CHECK(ids[t] < description_.vocab_size && (ids[t] >= 0 || ids[t] == least), where_, name, " row ", row, " holds id ", ids[t], " at ", t,
+                  ", outside the vocabulary of ", description_.vocab_size);
+    }
+    return ids;
+  }
+  Reader file_;
+  std::string inputs_, targets_, where_;
+  int64_t rows_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Source> make_hdf5(const Hdf5Options& options, Split split) {
+  auto file = std::make_unique<Hdf5Reader>(options.path);
+  const std::string group = split == Split::train ? "train" : "val";
+  FOVEA_CHECK(file->has(group), "hdf5 ", options.path, ": has no group ", group);
+  if (file->has(group + "/images")) return std::make_unique<Hdf5Images>(options, split, std::move(file), group);
+  const bool paired = file->has(group + "/inputs");
+  FOVEA_CHECK(paired || file->has(group + "/tokens"), "hdf5 ", options.path, ": group ", group, " holds none of images, tokens and inputs");
+  return std::make_unique<Hdf5Sequences>(options, std::move(file), group, paired);
+}
+
+}  // namespace fovea::data
