@@ -189,6 +189,29 @@ TEST(CrossEntropy, LowerPrecisionFollowsTheDefinition) {
   }
 }
 
+TEST(CrossEntropy, TheReferenceOfTheSumMayBeFarFromTheLargestLogit) {
+  const auto lse = [](const std::vector<float>& l) {
+    float total = 0.0f;
+    const float plain = FOVEA_SIMD_CALL(row_log_sum_exp, l.data(), Dtype::f32, static_cast<int64_t>(l.size()), nullptr);
+    const float with_total = FOVEA_SIMD_CALL(row_log_sum_exp, l.data(), Dtype::f32, static_cast<int64_t>(l.size()), &total);
+    EXPECT_TRUE(plain == with_total || (std::isnan(plain) && std::isnan(with_total)));
+    return plain;
+  };
+  std::vector<float> row(3001, -5.0f);
+  row[2999] = 60.0f;  // within the range of the first reference
+  EXPECT_NEAR(lse(row), 60.0, 1e-4);
+  row[2999] = 3e4f;  // far beyond it
+  EXPECT_FLOAT_EQ(lse(row), 3e4f);
+  std::fill(row.begin(), row.end(), -INFINITY);
+  EXPECT_EQ(lse(row), -INFINITY);
+  row[2000] = 7.0f;  // nothing finite among the first
+  EXPECT_FLOAT_EQ(lse(row), 7.0f);
+  row[5] = -3e4f;
+  EXPECT_FLOAT_EQ(lse(row), 7.0f);
+  row[2500] = std::nanf("");
+  EXPECT_TRUE(std::isnan(lse(row)));
+}
+
 TEST(CrossEntropy, LargeLogitsDoNotOverflowAndBadLabelsAreNamed) {
   const Variable l(Tensor::from(std::vector<float>{1e4f, -1e4f, 0.0f}, {1, 3}), true);
   const Variable loss = cross_entropy(l, Tensor::from(std::vector<int64_t>{1}, {1}));

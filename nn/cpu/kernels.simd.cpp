@@ -203,54 +203,72 @@ void swiglu_row_backward(T* dx, const T* dy, const T* x, int64_t channels) {
 
 // ---- softmax rows ------------------------------------------------------------------------------------------------
 
-// Blocks of one pass: the largest so far and the mass relative to it. While a block is worked on, one further on is fetched.
+// e^(x - shift) with shifted = -shift log2 e, for x - shift <= 0 or little above: one fused product less than exp() and no
+// upper bound. Relative error below 1e-7 (1 + |x| + |shift|), what rounding x itself costs. Below e^-87: 1e-38.
+constexpr float kLog2e = 1.44269504f;
+FOVEA_INLINE Vec exp_shifted(Vec x, Vec shifted) {
+  const Vec t = max(splat(-126.0f), fma(x, splat(kLog2e), shifted));  // max returns the second operand for NaN
+  const Vec n = round(t), f = t - n;
+  Vec q = splat(1.3264727266401263e-3f);
+  q = fma(q, f, splat(9.6715127684551592e-3f));
+  q = fma(q, f, splat(5.5507337442726380e-2f));
+  q = fma(q, f, splat(2.4022242083388481e-1f));
+  q = fma(q, f, splat(6.9314697759788460e-1f));
+  return scale_by_power_of_2(fma(q, f, splat(1.0f)), n);
+}
+
 template <typename T>
-float log_sum_exp(const T* l, int64_t count, float* total) {
-  constexpr int64_t kBlock = 1024;
-  constexpr float kNone = -__builtin_inff();
-  float largest = kNone, all = 0.0f;
-  Vec mass = zero();
-  for (int64_t first = 0; first < count; first += kBlock) {
-    const T* block = l + first;
-    const int64_t size = count - first < kBlock ? count - first : kBlock;
-    Vec top = splat(kNone), sums = zero();
-    over(size, [&](int64_t i, Mask k, bool tail) {
-      const Vec x = get(block + i, k, tail);
-      top = max(tail ? select(k, x, top) : x, top);
-      sums = sums + x;
-    });
-    all += sum(sums);
-    const float m = max_lane(top);
-    if (m > largest) {
-      mass = largest == kNone ? zero() : mass * exp(splat(largest - m));
-      largest = m;
-    }
-    const Vec shift = splat(largest == kNone ? 0.0f : largest);
-    // Four sums: the exponentials of four vectors overlap.
-    Vec masses[4] = {mass, zero(), zero(), zero()};
-    int64_t i = 0;
-    for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
+float largest_of(const T* l, int64_t count) {
+  Vec top = splat(-__builtin_inff());
+  over(count, [&](int64_t i, Mask k, bool tail) {
+    const Vec x = get(l + i, k, tail);
+    top = max(tail ? select(k, x, top) : x, top);
+  });
+  return max_lane(top);
+}
+
+// sum_j exp(l_j - shift); total, with kTotal, receives sum_j l_j. Four sums, so that none waits for the one before.
+template <bool kTotal, typename T>
+float shifted_mass(const T* l, int64_t count, float shift, float* total) {
+  const Vec shifted = splat(-shift * kLog2e);
+  Vec masses[4] = {zero(), zero(), zero(), zero()}, sums[4] = {zero(), zero(), zero(), zero()};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        prefetch(block + i + v * kLanes + 2 * kBlock);
-        masses[v] = masses[v] + exp(load(block + i + v * kLanes) - shift);
-      }
+    for (int v = 0; v < 4; ++v) {
+      prefetch(l + i + v * kLanes + 1024);
+      const Vec x = load(l + i + v * kLanes);
+      masses[v] = masses[v] + exp_shifted(x, shifted);
+      if constexpr (kTotal) sums[v] = sums[v] + x;
     }
-    mass = (masses[0] + masses[1]) + (masses[2] + masses[3]);
-    over(size - i, [&](int64_t j, Mask k, bool tail) {
-      const Vec e = exp(get(block + i + j, k, tail) - shift);
-      mass = mass + (tail ? select(k, e, zero()) : e);
-    });
   }
-  if (total != nullptr) *total = all;
-  return largest + __builtin_logf(sum(mass));
+  over(count - i, [&](int64_t j, Mask k, bool tail) {
+    const Vec x = get(l + i + j, k, tail), e = exp_shifted(x, shifted);
+    masses[0] = masses[0] + (tail ? select(k, e, zero()) : e);
+    if constexpr (kTotal) sums[0] = sums[0] + x;
+  });
+  if constexpr (kTotal) *total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return sum((masses[0] + masses[1]) + (masses[2] + masses[3]));
+}
+
+// One pass, relative to the largest of the first logits: any nearby reference will do. Where a later one is so much larger that
+// the mass overflows, a second pass relative to the largest of all.
+template <bool kTotal, typename T>
+float log_sum_exp(const T* l, int64_t count, float* total) {
+  float shift = largest_of(l, count < 512 ? count : 512);
+  float mass = __builtin_isfinite(shift) ? shifted_mass<kTotal>(l, count, shift, total) : __builtin_inff();
+  if (!__builtin_isfinite(mass)) {
+    shift = largest_of(l, count);
+    mass = shifted_mass<kTotal>(l, count, __builtin_isfinite(shift) ? shift : 0.0f, total);
+  }
+  return shift + __builtin_logf(mass);
 }
 
 template <typename T>
 void softmax_gradient(T* d, const T* l, int64_t count, float lse, float scale, float shift, bool stream) {
-  const Vec z = splat(lse), a = splat(scale), b = splat(shift);
+  const Vec shifted = splat(-lse * kLog2e), a = splat(scale), b = splat(shift);
   const bool streams = stream && is_aligned(d);
-  over(count, [&](int64_t i, Mask k, bool tail) { put(d + i, fma(a, exp(get(l + i, k, tail) - z), b), k, tail, streams); });
+  over(count, [&](int64_t i, Mask k, bool tail) { put(d + i, fma(a, exp_shifted(get(l + i, k, tail), shifted), b), k, tail, streams); });
   if (stream) end_streaming();
 }
 
@@ -342,7 +360,12 @@ void swiglu_backward(void* dx, const void* dy, const void* x, Dtype dtype, int64
   else swiglu_row_backward(static_cast<float*>(dx), static_cast<const float*>(dy), static_cast<const float*>(x), channels);
 }
 float row_log_sum_exp(const void* logits, Dtype dtype, int64_t count, float* total) {
-  return dtype == Dtype::bf16 ? log_sum_exp(static_cast<const bf16*>(logits), count, total) : log_sum_exp(static_cast<const float*>(logits), count, total);
+  if (dtype == Dtype::bf16) {
+    const auto* l = static_cast<const bf16*>(logits);
+    return total != nullptr ? log_sum_exp<true>(l, count, total) : log_sum_exp<false>(l, count, total);
+  }
+  const auto* l = static_cast<const float*>(logits);
+  return total != nullptr ? log_sum_exp<true>(l, count, total) : log_sum_exp<false>(l, count, total);
 }
 void row_softmax_gradient(void* d, const void* logits, Dtype dtype, int64_t count, float lse, float scale, float shift, bool stream) {
   if (dtype == Dtype::bf16) softmax_gradient(static_cast<bf16*>(d), static_cast<const bf16*>(logits), count, lse, scale, shift, stream);
