@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The score engine on the CPU: softmax attention in tiles of 64 queries x 64 keys, never N x M in memory, forward and
-// backward (1706.03762 section 3.2.1; tiled as in 2205.14135). Tiles that a mask excludes are never computed.
+// The score engine on the CPU: attention under a Rule (attention/score/rule.h; softmax is the first) in tiles of 64 queries x 64
+// keys, never N x M in memory, forward and backward (tiled as in 2205.14135, 2307.08691). Tiles that a mask excludes are never
+// computed; a key that a mask hides changes nothing, not even when it is NaN. The bits of a result depend on shapes and values
+// alone, never on the number of threads.
 
 #include "attention/mask.h"
+#include "attention/score/rule.h"
 #include "core/rng.h"
 #include "core/tensor.h"
 
@@ -16,12 +19,13 @@ struct ScoreInputs {
   // bf16 or f64; any strides with a unit last one (views into a packed qkv are the usual case).
   Tensor q, k, v;
   Tensor alibi_slopes;  // [H] f32: score -= slope |i' - j| (2108.12409); or absent
-  Tensor sink;          // [H] f32 (f64): one more key with this score and no value; or absent
+  Tensor sink;          // [H] f32 (f64): one more key with this score and no value; online rules only; or absent
+  Tensor bias = {};     // [B or 1, H or 1, N, M] f32 (f64), added to scores; or absent
 };
 
 struct ScoreOptions {
   double scale = 0.0;    // of q.k; 0: D^-1/2
-  double softcap = 0.0;  // c tanh(score / c) before ALiBi; 0: none
+  double softcap = 0.0;  // c tanh(score / c) before ALiBi and bias; 0: none
   Rope rope = Rope::none;
   double rope_base = 10000.0;
   double dropout = 0.0;  // of probabilities, drawn at (b, h, i, j)
@@ -31,22 +35,33 @@ struct ScoreOptions {
 
 struct ScoreResult {
   Tensor out;  // [B, H, N, Dv] in q's dtype; in memory [B, N, H, Dv], so that [B, N, H Dv] is a view
-  Tensor lse;  // [B, H, N] f32 (f64 for f64): log of the normaliser, -inf for a row that sees nothing
+  // [B, H, N] f32 (f64 for f64), what backward knows of a row: the log of the normaliser (online rules; -inf for a row that sees
+  // nothing), the normaliser, or 0 where the rule has none.
+  Tensor lse;
 };
 
 struct ScoreGrads {
   Tensor dq, dk, dv;  // given: these views are written (slices of one packed dqkv); absent: made
   Tensor dsink;       // [H], with a sink
+  Tensor dbias = {};  // bias's shape, with a bias
 };
 
-// A row that sees nothing gives 0. Throws naming shapes that do not fit.
-ScoreResult softmax_forward(const ScoreInputs& in, const Mask& mask, const ScoreOptions& options);
+// A row that sees nothing gives 0. Throws naming shapes that do not fit. bf16 inputs are multiplied in bf16 and summed in f32.
+ScoreResult score_forward(const ScoreRule& rule, const ScoreInputs& in, const Mask& mask, const ScoreOptions& options);
 
-// With P the probabilities, dP = dout v^T (dropped like P), Delta = rowsum(dout out):
-//   dS = P (dP - Delta),  dq = scale dS k,  dk = scale dS^T q,  dv = P^T dout,  dsink = -sum exp(sink - lse) Delta.
-// Five products a tile. One task is a (b, key head), so the order of every sum is fixed by the shapes.
-ScoreGrads softmax_backward(const Tensor& dout, const ScoreResult& result, const ScoreInputs& in, const Mask& mask, const ScoreOptions& options,
-                            ScoreGrads into = {});
+// With P the weights, dP = dout v^T (dropped like P), Delta = rowsum(dout out), for softmax:
+//   dS = P (dP - Delta),  dbias = dS,  dq = scale dS k,  dk = scale dS^T q,  dv = P^T dout,  dsink = -sum exp(sink - lse) Delta
+// (through a soft-cap, dS is multiplied by its derivative after dbias).
+ScoreGrads score_backward(const ScoreRule& rule, const Tensor& dout, const ScoreResult& result, const ScoreInputs& in, const Mask& mask,
+                          const ScoreOptions& options, ScoreGrads into = {});
+
+inline ScoreResult softmax_forward(const ScoreInputs& in, const Mask& mask, const ScoreOptions& options) {
+  return score_forward(softmax_rule(), in, mask, options);
+}
+inline ScoreGrads softmax_backward(const Tensor& dout, const ScoreResult& result, const ScoreInputs& in, const Mask& mask, const ScoreOptions& options,
+                                   ScoreGrads into = {}) {
+  return score_backward(softmax_rule(), dout, result, in, mask, options, std::move(into));
+}
 
 // ALiBi's slopes for H heads: 2^(-8 (h+1) / H) for a power of two; else those of the next lower one, then every second of
 // the next higher.

@@ -11,15 +11,15 @@ class SoftmaxFn final : public Function {
   SoftmaxFn(Tensor slopes, Mask mask, const ScoreOptions& options) : slopes_(std::move(slopes)), mask_(std::move(mask)), options_(options) {}
   const char* name() const override { return "softmax_attention"; }
 
-  Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sink) {
-    const ScoreResult result = softmax_forward({q, k, v, slopes_, sink}, mask_, options_);
-    save(q, k, v, sink, result.out, result.lse);
+  Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sink, const Tensor& bias) {
+    const ScoreResult result = softmax_forward({q, k, v, slopes_, sink, bias}, mask_, options_);
+    save(q, k, v, sink, bias, result.out, result.lse);
     return result.out;
   }
   Tensors backward(const Tensors& dout) override {
-    const auto [q, k, v, sink, out, lse] = saved<6>();
-    const ScoreGrads grads = softmax_backward(dout[0], {out, lse}, {q, k, v, slopes_, sink}, mask_, options_);
-    return {grads.dq, grads.dk, grads.dv, sink.defined() ? grads.dsink.to(sink.dtype()) : Tensor()};
+    const auto [q, k, v, sink, bias, out, lse] = saved<7>();
+    const ScoreGrads grads = softmax_backward(dout[0], {out, lse}, {q, k, v, slopes_, sink, bias}, mask_, options_);
+    return {grads.dq, grads.dk, grads.dv, sink.defined() ? grads.dsink.to(sink.dtype()) : Tensor(), bias.defined() ? grads.dbias.to(bias.dtype()) : Tensor()};
   }
 
  private:
@@ -60,8 +60,8 @@ class PackedSoftmaxFn final : public Function {
 }  // namespace
 
 Variable softmax_attention(const Variable& q, const Variable& k, const Variable& v, const Variable& sink, const Tensor& slopes, const Mask& mask,
-                           const ScoreOptions& options) {
-  return record(make<SoftmaxFn>(slopes, mask, options), q, k, v, sink);
+                           const ScoreOptions& options, const Variable& bias) {
+  return record(make<SoftmaxFn>(slopes, mask, options), q, k, v, sink, bias);
 }
 
 Variable softmax_attention_packed(const Variable& qkv, int64_t heads, int64_t kv_heads, const Variable& sink, const Tensor& slopes, const Mask& mask,

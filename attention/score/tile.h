@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Tile products and softmax rows of the score engine in f32 (attention/score/score.cpp has their f64 definitions).
+// Tile products and row moves of the score engine in f32 and bf16 (attention/score/format.h has their f64 definitions).
+//
+// Operands of products are words of 4 bytes: one f32, or a pair of neighbouring bf16 along the axis that is summed over (the
+// first in the lower half). Odd lengths are padded with zeros. Sums are f32 either way.
 
 #include <cstdint>
 
@@ -9,17 +12,18 @@
 
 namespace fovea {
 
-// c [m, n] (ldc) = or += a [m, k] b [k, n] (ldb); element (i, p) of a stands at a[i a_row + p a_column]. Four rows of c by
-// 64 (AVX2: 16) columns stay in registers over k.
+// c [m, n] (ldc) = or += a [m, k] b [k, n] (ldb) with k counted in words; word (i, p) of a stands at a[i a_row + p a_column],
+// word (p, j) of b at b[p ldb + j]. Up to 12 rows of c by 64 columns (AVX2: 4 by 16) stay in registers over k.
 struct TileProduct {
   float* c;
   int64_t ldc;
-  const float* a;
+  const void* a;
   int64_t a_row, a_column;
-  const float* b;
+  const void* b;
   int64_t ldb;
   int64_t m, n, k;
   bool accumulate;
+  bool pairs;  // words are bf16 pairs; only where cpu_isa() is avx512_bf16
 };
 
 // Rows of another tensor: element (i, c) stands at data[i stride + c].
@@ -30,21 +34,46 @@ struct TileRows {
   int64_t rows, columns;
 };
 
+// What happens to raw scores s_j = q.k_j of one row before a rule weighs them: cap(scale s_j) - slope |position - j| + bias_j.
+struct ScoreAdjustment {
+  float scale;
+  float softcap;      // 0: none
+  float alibi;        // slope; 0: none
+  int64_t position;   // of the query, counted from the row's first key
+  const float* bias;  // [n], or null
+  float* capped;      // [n] receives d cap / d (scale s), or null
+};
+
 }  // namespace fovea
 
 FOVEA_SIMD_DECLARE(
 void tile_product(const TileProduct& p);
-// Rows of scores s [rows, n] (64 apart). For each: with m' = max(m, max s): s <- exp(s - m'), l <- l exp(m - m') + sum s,
-// m <- m', and its row of acc [rows, dv] is multiplied by exp(m - m'). A row that has seen nothing (m' = -inf) becomes zeros.
-void softmax_rows(float* s, int64_t rows, int64_t n, float* m, float* l, float* acc, int64_t dv);
-// For each row: s <- exp(s - lse), 0 for lse = -inf;   dp <- s (dp - delta)
-void softmax_rows_backward(float* s, float* dp, int64_t rows, int64_t n, const float* lse, const float* delta);
-// s <- cap tanh(s / cap); slope [n] receives 1 - tanh^2 (or null)
-void softcap_row(float* s, float* slope, int64_t n, float cap);
+
 // to [rows, columns] = factor from, and back
 void load_rows(float* to, const TileRows& from, float factor);
 void store_rows(const TileRows& to, const float* from, float factor);
+// bf16 rows as words: to [rows, (columns + 1) / 2]
+void load_pairs(uint32_t* to, const TileRows& from);
+// f32 rows (ld apart) as words: to [rows, to_ld]; columns is even or padded with zeros in `from`
+void round_pairs(uint32_t* to, int64_t to_ld, const float* from, int64_t ld, int64_t rows, int64_t columns);
+// Neighbouring rows as words: to [(rows + 1) / 2, columns] with (row 2i, row 2i + 1); from bf16 rows of `words` words, or from f32
+// rows ld apart (to_ld apart in `to`).
+void interleave_rows(uint32_t* to, const uint32_t* from, int64_t words, int64_t rows, int64_t columns);
+void interleave_rounded(uint32_t* to, int64_t to_ld, const float* from, int64_t ld, int64_t rows, int64_t columns);
+// to [columns, 64] = from [rows, columns]^T in words, rows <= 64, zeros from column `rows` on
+void transpose_tile(void* to, const void* from, int64_t rows, int64_t columns);
+// x [rows, columns], turned in place by tables cosine, sine [rows, columns]: x cosine + partner(x) sine, where the partner of
+// channel c is c ^ 1 (interleaved) or the channel half the width away. direction -1 turns back.
+void rotate_rows(float* x, int64_t rows, int64_t columns, const float* cosine, const float* sine, bool interleaved, float direction);
+// Whether every element is finite.
+bool rows_are_finite(const TileRows& rows);
+
 // to [rows] = sum over columns of a [rows, columns] b
 void row_dots(float* to, const float* a, const TileRows& b);
-// to [columns, 64] = from [rows, columns]^T, rows <= 64, zeros from column `rows` on
-void transpose_tile(float* to, const float* from, int64_t rows, int64_t columns);)
+// s [m, 64] = a [m, d] b [n, d]^T for a few rows a: the products of a decode step, n <= 64
+void few_dots(float* s, const float* a, int64_t m, const float* b, int64_t n, int64_t d);
+// acc [m, d] += w [m, 64] rows [n, d] for a few rows w; a weight of 0 adds nothing, not even a NaN
+void few_sums(float* acc, const float* w, int64_t m, const TileRows& rows);
+void adjust_scores(float* s, int64_t n, const ScoreAdjustment& adjustment);
+// x <- x times 0 or factor; element c is dropped where word first + c of the stream (key, high) is below the threshold
+void drop_row(float* x, int64_t n, uint64_t key, uint64_t high, uint64_t first, uint32_t threshold, float factor);)

@@ -1,19 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attention/score/tile.h"
 
+#include "core/cpu/philox.h"
 #include "core/cpu/simd.h"
 
 namespace FOVEA_SIMD {
 namespace {
 
-constexpr int kRows = 4;
-constexpr int kColumns = kLanes == 16 ? 4 : 2;  // vectors of c in a row of registers
+// ---- products ----------------------------------------------------------------------------------------------------
+
+// Rows by vectors of c that stay in registers: measured best of those that fit beside one row of b (AVX-512: 24 of 32).
+constexpr int kWide = kLanes == 16 ? 4 : 2;
+constexpr int kWideRows = kLanes == 16 ? 6 : 4;
+constexpr int kNarrowRows = kLanes == 16 ? 12 : 4;  // by kWide / 2 or one vector
+
+// acc + a b, a and b words
+template <bool kPairs>
+FOVEA_INLINE Vec multiply_add(Vec a, Vec b, Vec acc) {
+#if defined(__AVX512BF16__)
+  if constexpr (kPairs) {
+    return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(_mm512_castps_si512(a.v)), reinterpret_cast<__m512bh>(_mm512_castps_si512(b.v)))};
+  }
+#endif
+  return fma(a, b, acc);
+}
 
 // R rows by C vectors from column j; the last vector is masked when `tail`.
-template <int R, int C>
+template <bool kPairs, int R, int C>
 FOVEA_INLINE void block(const TileProduct& p, int64_t i, int64_t j, Mask mask, bool tail) {
   Vec acc[R][C];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
@@ -21,20 +37,26 @@ FOVEA_INLINE void block(const TileProduct& p, int64_t i, int64_t j, Mask mask, b
       acc[r][c] = !p.accumulate ? zero() : tail ? load(from, mask) : load(from);
     }
   }
-  const float* a = p.a + i * p.a_row;
-  const float* b = p.b + j;
-  for (int64_t q = 0; q < p.k; ++q, a += p.a_column, b += p.ldb) {
+  // Every third row has a pointer of its own: the two rows after it are reached by one scaled index each.
+  const int64_t step = p.a_row;
+  const float* a[(R + 2) / 3];
+#pragma GCC unroll 16
+  for (int g = 0; g < (R + 2) / 3; ++g) a[g] = static_cast<const float*>(p.a) + (i + 3 * g) * step;
+  const float* b = static_cast<const float*>(p.b) + j;
+  for (int64_t q = 0; q < p.k; ++q, b += p.ldb) {
     Vec column[C];
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) column[c] = tail ? load(b + c * kLanes, mask) : load(b + c * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec left = splat(a[r * p.a_row]);
+      const Vec left = splat(a[r / 3][(r % 3) * step]);
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) acc[r][c] = fma(left, column[c], acc[r][c]);
+      for (int c = 0; c < C; ++c) acc[r][c] = multiply_add<kPairs>(left, column[c], acc[r][c]);
     }
+#pragma GCC unroll 16
+    for (int g = 0; g < (R + 2) / 3; ++g) a[g] += p.a_column;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
@@ -45,100 +67,40 @@ FOVEA_INLINE void block(const TileProduct& p, int64_t i, int64_t j, Mask mask, b
   }
 }
 
-template <int R>
-void rows(const TileProduct& p, int64_t i) {
+// All rows of the C vectors from column j.
+template <bool kPairs, int C>
+void columns(const TileProduct& p, int64_t j, Mask mask, bool tail) {
+  constexpr int kRows = C == kWide ? kWideRows : kNarrowRows;
+  int64_t i = 0;
+  for (; i + kRows <= p.m; i += kRows) block<kPairs, kRows, C>(p, i, j, mask, tail);
+  for (; i + 4 <= p.m; i += 4) block<kPairs, 4, C>(p, i, j, mask, tail);
+  for (; i < p.m; ++i) block<kPairs, 1, C>(p, i, j, mask, tail);
+}
+
+template <bool kPairs>
+void product(const TileProduct& p) {
   const Mask whole = first_lanes(kLanes);
   int64_t j = 0;
-  for (; j + kColumns * kLanes <= p.n; j += kColumns * kLanes) block<R, kColumns>(p, i, j, whole, false);
-  if constexpr (kColumns == 4) {
+  for (; j + kWide * kLanes <= p.n; j += kWide * kLanes) columns<kPairs, kWide>(p, j, whole, false);
+  if constexpr (kWide == 4) {
     if (j + 2 * kLanes <= p.n) {
-      block<R, 2>(p, i, j, whole, false);
+      columns<kPairs, 2>(p, j, whole, false);
       j += 2 * kLanes;
     }
   }
-  for (; j + kLanes <= p.n; j += kLanes) block<R, 1>(p, i, j, whole, false);
-  if (j < p.n) block<R, 1>(p, i, j, first_lanes(p.n - j), true);
+  for (; j < p.n; j += kLanes) columns<kPairs, 1>(p, j, first_lanes(p.n - j), j + kLanes > p.n);
 }
 
 }  // namespace
 
 void tile_product(const TileProduct& p) {
-  int64_t i = 0;
-  for (; i + kRows <= p.m; i += kRows) rows<kRows>(p, i);
-  for (; i < p.m; ++i) rows<1>(p, i);
+#if defined(__AVX512BF16__)
+  if (p.pairs) return product<true>(p);
+#endif
+  product<false>(p);
 }
 
-void softmax_rows(float* s, int64_t rows, int64_t n, float* m, float* l, float* acc, int64_t dv) {
-  constexpr float kNone = -__builtin_inff();
-  for (int64_t r = 0; r < rows; ++r, s += 64, acc += dv) {
-    Vec largest = splat(kNone);
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) largest = max(load(s + i), largest);
-    const Mask tail = first_lanes(n - i);
-    if (i < n) largest = max(select(tail, load(s + i, tail), splat(kNone)), largest);
-    float top = max_lane(largest);
-    top = top > m[r] ? top : m[r];
-    if (top == kNone) {
-      // Nothing seen yet. NaN scores compare false above and are kept: the row is broken, and says so.
-      for (int64_t j = 0; j < n; ++j) s[j] = s[j] != s[j] ? s[j] : 0.0f;
-      for (int64_t j = 0; j < n; ++j) l[r] += s[j];
-      continue;
-    }
-    if (top != m[r]) {
-      const float factor = m[r] == kNone ? 0.0f : __builtin_expf(m[r] - top);
-      l[r] *= factor;
-      m[r] = top;
-      for (int64_t d = 0; d < dv; d += kLanes) {
-        const Mask k = first_lanes(dv - d);
-        store(acc + d, splat(factor) * load(acc + d, k), k);
-      }
-    }
-    const Vec shift = splat(top);
-    Vec total = zero();
-    for (i = 0; i + kLanes <= n; i += kLanes) {
-      const Vec e = exp(load(s + i) - shift);
-      store(s + i, e);
-      total = total + e;
-    }
-    if (i < n) {
-      const Vec e = select(tail, exp(load(s + i, tail) - shift), zero());
-      store(s + i, e, tail);
-      total = total + e;
-    }
-    l[r] += sum(total);
-  }
-}
-
-void softmax_rows_backward(float* s, float* dp, int64_t rows, int64_t n, const float* lse, const float* delta) {
-  for (int64_t r = 0; r < rows; ++r, s += 64, dp += 64) {
-    if (lse[r] == -__builtin_inff()) {
-      for (int64_t j = 0; j < n; ++j) s[j] = dp[j] = 0.0f;
-      continue;
-    }
-    const Vec z = splat(lse[r]), d = splat(delta[r]);
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-      const Vec p = exp(load(s + i) - z);
-      store(s + i, p);
-      store(dp + i, p * (load(dp + i) - d));
-    }
-    if (i < n) {
-      const Mask tail = first_lanes(n - i);
-      const Vec p = exp(load(s + i, tail) - z);
-      store(s + i, p, tail);
-      store(dp + i, p * (load(dp + i, tail) - d), tail);
-    }
-  }
-}
-
-void softcap_row(float* s, float* slope, int64_t n, float cap) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const Mask k = first_lanes(n - i);
-    const Vec t = tanh(load(s + i, k) / splat(cap));
-    store(s + i, splat(cap) * t, k);
-    if (slope != nullptr) store(slope + i, splat(1.0f) - t * t, k);
-  }
-}
+// ---- rows --------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -176,6 +138,34 @@ void row_dots_of(float* to, const float* a, const TileRows& b) {
   }
 }
 
+template <typename T>
+bool finite(const TileRows& rows) {
+  // x - x is 0 for a finite x and NaN otherwise, and a NaN stays in the sum.
+  Vec total = zero();
+  for (int64_t i = 0; i < rows.rows; ++i) {
+    const T* row = static_cast<const T*>(rows.data) + i * rows.stride;
+    for (int64_t c = 0; c < rows.columns; c += kLanes) {
+      const Vec x = rows.columns - c >= kLanes ? load(row + c) : load(row + c, first_lanes(rows.columns - c));
+      total = total + (x - x);
+    }
+  }
+  return sum(total) == 0.0f;
+}
+
+template <typename T>
+void few_sums_of(float* acc, const float* w, int64_t m, const TileRows& rows) {
+  for (int64_t r = 0; r < m; ++r, acc += rows.columns, w += 64) {
+    for (int64_t c = 0; c < rows.columns; c += kLanes) {
+      const Mask k = first_lanes(rows.columns - c);
+      Vec total = load(acc + c, k);
+      for (int64_t j = 0; j < rows.rows; ++j) {
+        if (w[j] != 0.0f) total = fma(splat(w[j]), load(static_cast<const T*>(rows.data) + j * rows.stride + c, k), total);
+      }
+      store(acc + c, total, k);
+    }
+  }
+}
+
 }  // namespace
 
 void load_rows(float* to, const TileRows& from, float factor) {
@@ -188,12 +178,16 @@ void store_rows(const TileRows& to, const float* from, float factor) {
   else store_rows_of<float>(to, from, factor);
 }
 
+bool rows_are_finite(const TileRows& rows) { return rows.dtype == Dtype::bf16 ? finite<bf16>(rows) : finite<float>(rows); }
+
 void row_dots(float* to, const float* a, const TileRows& b) {
   if (b.dtype == Dtype::bf16) row_dots_of<bf16>(to, a, b);
   else row_dots_of<float>(to, a, b);
 }
 
-void transpose_tile(float* to, const float* from, int64_t rows, int64_t columns) {
+void transpose_tile(void* to_words, const void* from_words, int64_t rows, int64_t columns) {
+  auto* to = static_cast<float*>(to_words);
+  const auto* from = static_cast<const float*>(from_words);
   for (int64_t c = 0; c < columns; c += kLanes) {
     const int64_t width = columns - c < kLanes ? columns - c : kLanes;
     const Mask k = first_lanes(width);
@@ -207,6 +201,144 @@ void transpose_tile(float* to, const float* from, int64_t rows, int64_t columns)
         if (r < width) store(to + (c + r) * 64 + i, block[r]);
       }
     }
+  }
+}
+
+void rotate_rows(float* x, int64_t rows, int64_t columns, const float* cosine, const float* sine, bool interleaved, float direction) {
+  const Vec sign = splat(direction);
+  const int64_t half = columns / 2;
+  for (int64_t i = 0; i < rows; ++i, x += columns, cosine += columns, sine += columns) {
+    if (interleaved) {
+      for (int64_t c = 0; c < columns; c += kLanes) {
+        const Mask k = first_lanes(columns - c);
+        const Vec v = load(x + c, k);
+        store(x + c, fma(v, load(cosine + c, k), sign * load(sine + c, k) * swap_neighbours(v)), k);
+      }
+    } else {
+      for (int64_t c = 0; c < half; c += kLanes) {
+        const Mask k = first_lanes(half - c);
+        const Vec a = load(x + c, k), b = load(x + half + c, k);
+        store(x + c, fma(a, load(cosine + c, k), sign * load(sine + c, k) * b), k);
+        store(x + half + c, fma(b, load(cosine + half + c, k), sign * load(sine + half + c, k) * a), k);
+      }
+    }
+  }
+}
+
+// ---- bf16 pairs (reached only where the products take them) -------------------------------------------------------
+
+#if defined(__AVX512BF16__)
+
+namespace {
+FOVEA_INLINE uint32_t pair_of(const bf16* row, int64_t c, int64_t columns) {
+  return row[c].bits | (c + 1 < columns ? static_cast<uint32_t>(row[c + 1].bits) << 16 : 0u);
+}
+// (a[l], b[l]) rounded, a in the lower half
+FOVEA_INLINE __m512i rounded_pairs(Vec a, Vec b) {
+  const __m512i index = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(index, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));
+}
+}  // namespace
+
+void load_pairs(uint32_t* to, const TileRows& from) {
+  const int64_t words = (from.columns + 1) / 2;
+  for (int64_t i = 0; i < from.rows; ++i, to += words) {
+    const bf16* row = static_cast<const bf16*>(from.data) + i * from.stride;
+    int64_t c = 0;
+    for (; c + 32 <= from.columns; c += 32) _mm512_storeu_si512(to + c / 2, _mm512_loadu_si512(row + c));
+    for (; c < from.columns; c += 2) to[c / 2] = pair_of(row, c, from.columns);
+  }
+}
+
+void round_pairs(uint32_t* to, int64_t to_ld, const float* from, int64_t ld, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; ++i, to += to_ld, from += ld) {
+    int64_t c = 0;
+    for (; c + 32 <= columns; c += 32) {
+      _mm512_storeu_si512(to + c / 2, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + c + 16), _mm512_loadu_ps(from + c))));
+    }
+    for (; c < columns; c += 2) to[c / 2] = bf16(from[c]).bits | (c + 1 < columns ? static_cast<uint32_t>(bf16(from[c + 1]).bits) << 16 : 0u);
+  }
+}
+
+void interleave_rows(uint32_t* to, const uint32_t* from, int64_t words, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; i += 2, to += columns, from += 2 * words) {
+    const auto *even = reinterpret_cast<const uint16_t*>(from), *odd = reinterpret_cast<const uint16_t*>(from + words);
+    for (int64_t c = 0; c < columns; c += 16) {
+      const __mmask16 k = first_lanes(columns - c).m;
+      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(k, even + c));
+      const __m512i high = i + 1 < rows ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(k, odd + c)) : _mm512_setzero_si512();
+      _mm512_mask_storeu_epi32(to + c, k, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+  }
+}
+
+void interleave_rounded(uint32_t* to, int64_t to_ld, const float* from, int64_t ld, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; i += 2, to += to_ld, from += 2 * ld) {
+    for (int64_t c = 0; c < columns; c += 16) {
+      const Mask k = first_lanes(columns - c);
+      const Vec a = load(from + c, k), b = i + 1 < rows ? load(from + ld + c, k) : zero();
+      _mm512_mask_storeu_epi32(to + c, k.m, rounded_pairs(a, b));
+    }
+  }
+}
+
+#else
+
+void load_pairs(uint32_t*, const TileRows&) { __builtin_trap(); }
+void round_pairs(uint32_t*, int64_t, const float*, int64_t, int64_t, int64_t) { __builtin_trap(); }
+void interleave_rows(uint32_t*, const uint32_t*, int64_t, int64_t, int64_t) { __builtin_trap(); }
+void interleave_rounded(uint32_t*, int64_t, const float*, int64_t, int64_t, int64_t) { __builtin_trap(); }
+
+#endif
+
+// ---- few queries -------------------------------------------------------------------------------------------------
+
+void few_dots(float* s, const float* a, int64_t m, const float* b, int64_t n, int64_t d) {
+  for (int64_t r = 0; r < m; ++r, a += d, s += 64) {
+    for (int64_t j = 0; j < n; ++j) {
+      const float* key = b + j * d;
+      Vec total = zero();
+      int64_t c = 0;
+      for (; c + kLanes <= d; c += kLanes) total = fma(load(a + c), load(key + c), total);
+      if (const Mask k = first_lanes(d - c); c < d) total = fma(load(a + c, k), load(key + c, k), total);
+      s[j] = sum(total);
+    }
+  }
+}
+
+void few_sums(float* acc, const float* w, int64_t m, const TileRows& rows) {
+  if (rows.dtype == Dtype::bf16) few_sums_of<bf16>(acc, w, m, rows);
+  else few_sums_of<float>(acc, w, m, rows);
+}
+
+// ---- scores ------------------------------------------------------------------------------------------------------
+
+void adjust_scores(float* s, int64_t n, const ScoreAdjustment& a) {
+  const Vec scale = splat(a.scale), c = splat(a.softcap), inverse = splat(a.softcap > 0.0f ? 1.0f / a.softcap : 0.0f), slope = splat(a.alibi);
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const Mask k = first_lanes(n - j);
+    Vec x = scale * load(s + j, k);
+    if (a.softcap > 0.0f) {
+      const Vec t = tanh(x * inverse);
+      if (a.capped != nullptr) store(a.capped + j, splat(1.0f) - t * t, k);
+      x = c * t;
+    }
+    if (a.alibi != 0.0f) x = fnma(slope, abs(splat(static_cast<float>(a.position - j)) - lane_numbers()), x);
+    if (a.bias != nullptr) x = x + load(a.bias + j, k);
+    store(s + j, x, k);
+  }
+}
+
+void drop_row(float* x, int64_t n, uint64_t key, uint64_t high, uint64_t first, uint32_t threshold, float factor) {
+  alignas(64) uint32_t words[kPhiloxBlocks * 4];
+  int64_t done = 0;
+  while (done < n) {
+    const uint64_t index = first + static_cast<uint64_t>(done);
+    philox_blocks(words, key, high, index >> 2);
+    const auto skip = static_cast<int64_t>(index & 3);
+    const int64_t count = n - done < kPhiloxBlocks * 4 - skip ? n - done : kPhiloxBlocks * 4 - skip;
+    for (int64_t c = 0; c < count; ++c) x[done + c] *= words[skip + c] < threshold ? 0.0f : factor;
+    done += count;
   }
 }
 

@@ -78,6 +78,8 @@ FOVEA_INLINE Vec select(Mask k, Vec yes, Vec no) { return {_mm512_mask_blend_ps(
 FOVEA_INLINE Vec scale_by_power_of_2(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 FOVEA_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 FOVEA_INLINE float max_lane(Vec a) { return _mm512_reduce_max_ps(a.v); }
+FOVEA_INLINE Vec lane_numbers() { return {_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
+FOVEA_INLINE Vec swap_neighbours(Vec a) { return {_mm512_permute_ps(a.v, 0xB1)}; }  // lanes 2i and 2i + 1
 // r[i] lane j <-> r[j] lane i
 FOVEA_INLINE void transpose(Vec (&r)[16]) {
   Vec t[16];
@@ -181,6 +183,8 @@ FOVEA_INLINE float max_lane(Vec a) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
+FOVEA_INLINE Vec lane_numbers() { return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7)}; }
+FOVEA_INLINE Vec swap_neighbours(Vec a) { return {_mm256_permute_ps(a.v, 0xB1)}; }
 FOVEA_INLINE void transpose(Vec (&r)[8]) {
   Vec t[8];
 #pragma GCC unroll 8
@@ -215,6 +219,51 @@ FOVEA_INLINE Vec exp(Vec x) {
   q = fma(q, f, splat(6.9314697759788460e-1f));
   return scale_by_power_of_2(fma(q, f, splat(1.0f)), n);
 }
+
+// e^x for x <= 0 (a little above does no harm), as weights of a softmax are: absolute error below 1e-7. -inf gives 0, NaN stays
+// NaN.
+FOVEA_INLINE Vec exp_nonpositive(Vec x) {
+  const Vec t = max(splat(-200.0f), x * splat(1.44269504f));  // max returns the second operand for NaN
+  const Vec n = round(t), f = t - n;
+  Vec q = splat(1.3264727266401263e-3f);
+  q = fma(q, f, splat(9.6715127684551592e-3f));
+  q = fma(q, f, splat(5.5507337442726380e-2f));
+  q = fma(q, f, splat(2.4022242083388481e-1f));
+  q = fma(q, f, splat(6.9314697759788460e-1f));
+  return scale_by_power_of_2(fma(q, f, splat(1.0f)), n);
+}
+
+// sums, max_lanes: to[i] = the sum, or the largest, of a[i]'s lanes
+#if defined(__AVX512F__)
+// [a0 a1 a2 a3] folded to one 128-bit lane each, then transposed
+template <typename F>
+FOVEA_INLINE void fold_four(float* to, const Vec (&a)[4], F&& f) {
+  __m128 r[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256 half = f(_mm512_castps512_ps256(a[i].v), _mm512_extractf32x8_ps(a[i].v, 1));
+    r[i] = _mm256_castps256_ps128(f(half, _mm256_permute2f128_ps(half, half, 1)));
+  }
+  const __m128 lo01 = _mm_unpacklo_ps(r[0], r[1]), hi01 = _mm_unpackhi_ps(r[0], r[1]), lo23 = _mm_unpacklo_ps(r[2], r[3]), hi23 = _mm_unpackhi_ps(r[2], r[3]);
+  const __m256 low = _mm256_set_m128(_mm_movehl_ps(lo23, lo01), _mm_movelh_ps(lo01, lo23));
+  const __m256 high = _mm256_set_m128(_mm_movehl_ps(hi23, hi01), _mm_movelh_ps(hi01, hi23));
+  const __m256 pairs = f(low, high);
+  _mm_storeu_ps(to, _mm256_castps256_ps128(f(pairs, _mm256_permute2f128_ps(pairs, pairs, 1))));
+}
+FOVEA_INLINE void sums(float* to, const Vec (&a)[4]) {
+  fold_four(to, a, [](__m256 x, __m256 y) FOVEA_LAMBDA_INLINE { return _mm256_add_ps(x, y); });
+}
+FOVEA_INLINE void max_lanes(float* to, const Vec (&a)[4]) {
+  fold_four(to, a, [](__m256 x, __m256 y) FOVEA_LAMBDA_INLINE { return _mm256_max_ps(x, y); });
+}
+#else
+FOVEA_INLINE void sums(float* to, const Vec (&a)[4]) {
+  for (int i = 0; i < 4; ++i) to[i] = sum(a[i]);
+}
+FOVEA_INLINE void max_lanes(float* to, const Vec (&a)[4]) {
+  for (int i = 0; i < 4; ++i) to[i] = max_lane(a[i]);
+}
+#endif
 
 // tanh x = sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|); below 0.625 an odd polynomial, so that small x keep
 // their relative accuracy (below 3e-7 everywhere).
