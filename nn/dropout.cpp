@@ -3,13 +3,14 @@
 
 #include "autograd/function.h"
 #include "core/parallel.h"
+#include "nn/cpu/kernels.h"
 
 namespace fovea::nn {
 namespace {
 
 class DropFn final : public Function {
  public:
-  // `first` is the index of the first draw; one draw covers `span` elements (0: one sample)
+  // `first` is the index of the first draw; a draw covers an element, or a sample
   DropFn(const RngKey& rng, double rate, uint64_t first, bool per_sample) : rng_(rng), rate_(rate), first_(first), per_sample_(per_sample) {}
   const char* name() const override { return per_sample_ ? "drop_path" : "dropout"; }
   Tensor forward(const Tensor& x) { return masked(x); }
@@ -18,24 +19,38 @@ class DropFn final : public Function {
  private:
   Tensor masked(const Tensor& input) const {
     const Tensor x = input.contiguous(), y = Tensor::empty_like(x);
+    if (per_sample_) mask_samples(x, y);
+    else mask_elements(x, y);
+    return y;
+  }
+  void mask_elements(const Tensor& x, const Tensor& y) const {
     const uint32_t threshold = dropout_threshold(rate_);
-    const int64_t span = per_sample_ && x.dim(0) > 0 ? x.numel() / x.dim(0) : 1;
-    dispatch_floating(x.dtype(), name(), [&]<typename T>() {
-      const auto scale = static_cast<accumulator_t<T>>(1.0 / (1.0 - rate_));
-      parallel_for(0, span > 0 ? x.numel() / span : 0, std::max<int64_t>(1, 4096 / std::max<int64_t>(1, span)), [&](int64_t begin, int64_t end) {
-        uint64_t block = ~0ull;
-        std::array<uint32_t, 4> words{};
+    const double factor = 1.0 / (1.0 - rate_);
+    const int64_t size = size_of(x.dtype());
+    const auto at = [&](const Tensor& t, int64_t i) { return static_cast<char*>(t.raw()) + i * size; };
+    parallel_for(0, x.numel(), 8192, [&](int64_t begin, int64_t end) {
+      if (x.dtype() == Dtype::f64) {
         for (int64_t i = begin; i < end; ++i) {
-          const uint64_t index = first_ + static_cast<uint64_t>(i);
-          if (index >> 2 != block) words = philox(rng_, block = index >> 2);
-          const bool keep = words[index & 3] >= threshold;
-          for (int64_t e = i * span; e < (i + 1) * span; ++e) {
-            y.data<T>()[e] = keep ? T(static_cast<accumulator_t<T>>(x.data<T>()[e]) * scale) : T(0.0f);
-          }
+          y.data<double>()[i] = random_word(rng_, first_ + static_cast<uint64_t>(i)) < threshold ? 0.0 : factor * x.data<double>()[i];
+        }
+      } else {
+        FOVEA_SIMD_CALL(dropout, at(y, begin), at(x, begin), x.dtype(), end - begin, rng_.key, rng_.high, first_ + static_cast<uint64_t>(begin), threshold,
+                        static_cast<float>(factor));
+      }
+    });
+  }
+  void mask_samples(const Tensor& x, const Tensor& y) const {
+    const uint32_t threshold = dropout_threshold(rate_);
+    const int64_t span = x.dim(0) > 0 ? x.numel() / x.dim(0) : 1;
+    dispatch_floating(x.dtype(), name(), [&]<typename T>() {
+      const auto factor = static_cast<accumulator_t<T>>(1.0 / (1.0 - rate_));
+      parallel_for(0, x.dim(0), std::max<int64_t>(1, 4096 / std::max<int64_t>(1, span)), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const bool keep = random_word(rng_, first_ + static_cast<uint64_t>(i)) >= threshold;
+          for (int64_t e = i * span; e < (i + 1) * span; ++e) y.data<T>()[e] = keep ? T(static_cast<accumulator_t<T>>(x.data<T>()[e]) * factor) : T(0.0f);
         }
       });
     });
-    return y;
   }
 
   RngKey rng_;

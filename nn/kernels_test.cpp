@@ -287,6 +287,25 @@ TEST(Dropout, KeepsTheMeanAndDoesNotDependOnHowTheBatchIsCut) {
   EXPECT_EQ(dropout(Variable(ones), 0.25, owner).value().to_vector<float>(), ones.to_vector<float>());
 }
 
+TEST(Dropout, EveryDtypeDropsTheSameElements) {  // f64 is the definition, one random word an element
+  Linear owner(1, 1);
+  owner.initialise(1);
+  for (const int64_t first : {0, 1, 6}) {
+    for (const int64_t width : {1, 7, 64, 131}) {
+      const auto draw = [&](Dtype dtype) {
+        const RandomScope random(5, 2, first);
+        return dropout(Variable(Tensor::full({3, width}, 1.0, dtype)), 0.4, owner).value().to_vector<double>();
+      };
+      const auto kept = [](std::vector<double> x) {
+        for (double& v : x) v = v != 0.0;
+        return x;
+      };
+      EXPECT_EQ(kept(draw(Dtype::f32)), kept(draw(Dtype::f64))) << width;
+      EXPECT_EQ(kept(draw(Dtype::bf16)), kept(draw(Dtype::f64))) << width;
+    }
+  }
+}
+
 TEST(Dropout, Gradients) {
   Linear owner(1, 1);
   gradcheck([&](const Variables& in) {

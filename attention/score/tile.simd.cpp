@@ -330,14 +330,16 @@ void adjust_scores(float* s, int64_t n, const ScoreAdjustment& a) {
 }
 
 void drop_row(float* x, int64_t n, uint64_t key, uint64_t high, uint64_t first, uint32_t threshold, float factor) {
-  alignas(64) uint32_t words[kPhiloxBlocks * 4];
-  int64_t done = 0;
-  while (done < n) {
+  alignas(64) uint32_t words[4 * kPhiloxBlocks];
+  for (int64_t done = 0; done < n;) {
     const uint64_t index = first + static_cast<uint64_t>(done);
     philox_blocks(words, key, high, index >> 2);
     const auto skip = static_cast<int64_t>(index & 3);
-    const int64_t count = n - done < kPhiloxBlocks * 4 - skip ? n - done : kPhiloxBlocks * 4 - skip;
-    for (int64_t c = 0; c < count; ++c) x[done + c] *= words[skip + c] < threshold ? 0.0f : factor;
+    const int64_t count = n - done < 4 * kPhiloxBlocks - skip ? n - done : 4 * kPhiloxBlocks - skip;
+    for (int64_t c = 0; c < count; c += kLanes) {
+      const Mask k = first_lanes(count - c), dropped = load(words + skip + c, k) < all(threshold);
+      store(x + done + c, select(dropped, zero(), splat(factor) * load(x + done + c, k)), k);
+    }
     done += count;
   }
 }

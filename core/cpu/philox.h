@@ -13,7 +13,9 @@ namespace FOVEA_SIMD {
 struct Words { __m512i v; };
 FOVEA_INLINE Words all(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
 FOVEA_INLINE Words load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+FOVEA_INLINE Words load(const uint32_t* p, Mask k) { return {_mm512_maskz_loadu_epi32(k.m, p)}; }
 FOVEA_INLINE void store(uint32_t* p, Words x) { _mm512_storeu_si512(p, x.v); }
+FOVEA_INLINE Mask operator<(Words a, Words b) { return {_mm512_cmplt_epu32_mask(a.v, b.v)}; }
 FOVEA_INLINE Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.v, b.v)}; }
 // Upper and lower halves of the lanes' 64-bit products.
 FOVEA_INLINE void multiply(Words a, Words b, Words& high, Words& low) {
@@ -27,6 +29,13 @@ FOVEA_INLINE void multiply(Words a, Words b, Words& high, Words& low) {
 struct Words { __m256i v; };
 FOVEA_INLINE Words all(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
 FOVEA_INLINE Words load(const uint32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+FOVEA_INLINE Words load(const uint32_t* p, Mask k) {
+  return {_mm256_maskload_epi32(reinterpret_cast<const int*>(p), _mm256_castps_si256(k.m))};
+}
+FOVEA_INLINE Mask operator<(Words a, Words b) {  // unsigned: both move by 2^31 into the signed order
+  const __m256i bias = _mm256_set1_epi32(INT32_MIN);
+  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_xor_si256(b.v, bias), _mm256_xor_si256(a.v, bias)))};
+}
 FOVEA_INLINE void store(uint32_t* p, Words x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.v); }
 FOVEA_INLINE Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.v, b.v)}; }
 FOVEA_INLINE void multiply(Words a, Words b, Words& high, Words& low) {

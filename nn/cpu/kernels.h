@@ -65,6 +65,9 @@ void activation_backward(void* dx, const void* dy, const void* x, Dtype dtype, i
 void swiglu_forward(void* y, const void* x, Dtype dtype, int64_t channels);
 void swiglu_backward(void* dx, const void* dy, const void* x, Dtype dtype, int64_t channels);
 
+// y = x times 0 or factor; element i is dropped where word first + i of the stream (key, high) of core/rng.h is below the threshold
+void dropout(void* y, const void* x, Dtype dtype, int64_t count, uint64_t key, uint64_t high, uint64_t first, uint32_t threshold, float factor);
+
 // log sum_j exp(l_j) of one row, read once; *total, where given, receives sum_j l_j.
 float row_log_sum_exp(const void* logits, Dtype dtype, int64_t count, float* total);
 // d_j = scale exp(l_j - lse) + shift; `stream`: d is part of something larger than the caches, write past them.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/cpu/kernels.h"
 
+#include "core/cpu/philox.h"
 #include "core/cpu/simd.h"
 
 namespace FOVEA_SIMD {
@@ -201,6 +202,26 @@ void swiglu_row_backward(T* dx, const T* dy, const T* x, int64_t channels) {
   });
 }
 
+// ---- dropout -----------------------------------------------------------------------------------------------------
+
+template <typename T>
+void dropout_of(T* y, const T* x, int64_t count, uint64_t key, uint64_t high, uint64_t first, uint32_t threshold, float factor) {
+  alignas(64) uint32_t words[4 * kPhiloxBlocks];
+  const Words limit = all(threshold);
+  const Vec kept = splat(factor);
+  for (int64_t i = 0; i < count;) {
+    const uint64_t index = first + static_cast<uint64_t>(i);
+    philox_blocks(words, key, high, index >> 2);
+    const auto skip = static_cast<int64_t>(index & 3);
+    const int64_t n = count - i < 4 * kPhiloxBlocks - skip ? count - i : 4 * kPhiloxBlocks - skip;
+    over(n, [&](int64_t j, Mask k, bool tail) {
+      const Mask dropped = (tail ? load(words + skip + j, k) : load(words + skip + j)) < limit;
+      put(y + i + j, select(dropped, zero(), kept * get(x + i + j, k, tail)), k, tail);
+    });
+    i += n;
+  }
+}
+
 // ---- softmax rows ------------------------------------------------------------------------------------------------
 
 // e^(x - shift) with shifted = -shift log2 e, for x - shift <= 0 or little above: one fused product less than exp() and no
@@ -358,6 +379,10 @@ void swiglu_forward(void* y, const void* x, Dtype dtype, int64_t channels) {
 void swiglu_backward(void* dx, const void* dy, const void* x, Dtype dtype, int64_t channels) {
   if (dtype == Dtype::bf16) swiglu_row_backward(static_cast<bf16*>(dx), static_cast<const bf16*>(dy), static_cast<const bf16*>(x), channels);
   else swiglu_row_backward(static_cast<float*>(dx), static_cast<const float*>(dy), static_cast<const float*>(x), channels);
+}
+void dropout(void* y, const void* x, Dtype dtype, int64_t count, uint64_t key, uint64_t high, uint64_t first, uint32_t threshold, float factor) {
+  if (dtype == Dtype::bf16) dropout_of(static_cast<bf16*>(y), static_cast<const bf16*>(x), count, key, high, first, threshold, factor);
+  else dropout_of(static_cast<float*>(y), static_cast<const float*>(x), count, key, high, first, threshold, factor);
 }
 float row_log_sum_exp(const void* logits, Dtype dtype, int64_t count, float* total) {
   if (dtype == Dtype::bf16) {
