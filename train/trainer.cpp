@@ -229,7 +229,7 @@ Outcome Trainer::train(const RunFolder& folder, const std::atomic<int>& stop, st
   MetricsWriter metrics(folder.path(), step_);
   Progress progress(out, terminal);
   Clock clock;
-  clock.peak_flops = measured_peak_flops(train.compute());
+  clock.peak_flops = measured(product_roof(train.compute()));
   Outcome outcome;
   int64_t saved = -1;
   const auto save_now = [&] {

@@ -72,36 +72,69 @@ void norm_forward_rows(const NormForward& c, int64_t begin, int64_t end) {
   if (c.stream) end_streaming();
 }
 
+// ds of one row.
+template <typename S, typename Y>
+FOVEA_INLINE void norm_backward_row(const NormBackward& c, int64_t r) {
+  const int64_t n = c.channels;
+  const S* s = static_cast<const S*>(c.s) + r * n;
+  const Y* dy = static_cast<const Y*>(c.dy) + r * n;
+  const Vec mean = splat(c.rms ? 0.0f : c.mean[r]), rstd = splat(c.rstd[r]);
+  Vec sum_g = zero(), sum_gx = zero();
+  over(n, [&](int64_t i, Mask k, bool tail) {
+    Vec xhat = (get(s + i, k, tail) - mean) * rstd;
+    if (tail) xhat = select(k, xhat, zero());
+    const Vec g = get(dy + i, k, tail) * get(c.gamma + i, k, tail);
+    sum_g = sum_g + g;
+    sum_gx = fma(g, xhat, sum_gx);
+  });
+  const Vec a = splat(c.rms ? 0.0f : sum(sum_g) / static_cast<float>(n));
+  const Vec b = splat(sum(sum_gx) / static_cast<float>(n));
+  S* ds = static_cast<S*>(c.ds) + r * n;
+  const S* dsum = c.dsum != nullptr ? static_cast<const S*>(c.dsum) + r * n : nullptr;
+  const bool streams = c.stream && is_aligned(ds);
+  over(n, [&](int64_t i, Mask k, bool tail) {
+    const Vec xhat = (get(s + i, k, tail) - mean) * rstd;
+    const Vec g = get(dy + i, k, tail) * get(c.gamma + i, k, tail);
+    Vec d = rstd * fnma(xhat, b, g - a);
+    if (dsum != nullptr) d = d + get(dsum + i, k, tail);
+    put(ds + i, d, k, tail, streams);
+  });
+}
+
+// dgamma and dbeta of kVectors vectors of channels from channel i on, over rows [begin, end).
+template <int kVectors, typename S, typename Y>
+FOVEA_INLINE void norm_backward_panel(const NormBackward& c, int64_t begin, int64_t end, int64_t i, float* dgamma, float* dbeta, Mask k, bool tail) {
+  Vec to_gamma[kVectors], to_beta[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) to_gamma[v] = get(dgamma + i + v * kLanes, k, tail), to_beta[v] = get(dbeta + i + v * kLanes, k, tail);
+  for (int64_t r = begin; r < end; ++r) {
+    const S* s = static_cast<const S*>(c.s) + r * c.channels + i;
+    const Y* dy = static_cast<const Y*>(c.dy) + r * c.channels + i;
+    const Vec mean = splat(c.rms ? 0.0f : c.mean[r]), rstd = splat(c.rstd[r]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec d = get(dy + v * kLanes, k, tail);
+      to_gamma[v] = fma(d, (get(s + v * kLanes, k, tail) - mean) * rstd, to_gamma[v]);
+      to_beta[v] = to_beta[v] + d;
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) put(dgamma + i + v * kLanes, to_gamma[v], k, tail), put(dbeta + i + v * kLanes, to_beta[v], k, tail);
+}
+
+// Some rows' ds, then what they add to dgamma and dbeta, from the second cache. (Adding row by row would put a store of dgamma
+// between any two of ds; stores leave in order, and those past the caches are slow to.)
 template <typename S, typename Y>
 void norm_backward_rows(const NormBackward& c, int64_t begin, int64_t end, float* dgamma, float* dbeta) {
-  const int64_t n = c.channels;
-  for (int64_t r = begin; r < end; ++r) {
-    const S* s = static_cast<const S*>(c.s) + r * n;
-    const Y* dy = static_cast<const Y*>(c.dy) + r * n;
-    const Vec mean = splat(c.rms ? 0.0f : c.mean[r]), rstd = splat(c.rstd[r]);
-    Vec sum_g = zero(), sum_gx = zero();
-    over(n, [&](int64_t i, Mask k, bool tail) {
-      const Vec d = get(dy + i, k, tail);
-      Vec xhat = (get(s + i, k, tail) - mean) * rstd;
-      if (tail) xhat = select(k, xhat, zero());
-      const Vec g = d * get(c.gamma + i, k, tail);
-      sum_g = sum_g + g;
-      sum_gx = fma(g, xhat, sum_gx);
-      put(dgamma + i, fma(d, xhat, get(dgamma + i, k, tail)), k, tail);
-      put(dbeta + i, get(dbeta + i, k, tail) + d, k, tail);
-    });
-    const Vec a = splat(c.rms ? 0.0f : sum(sum_g) / static_cast<float>(n));
-    const Vec b = splat(sum(sum_gx) / static_cast<float>(n));
-    S* ds = static_cast<S*>(c.ds) + r * n;
-    const S* dsum = c.dsum != nullptr ? static_cast<const S*>(c.dsum) + r * n : nullptr;
-    const bool streams = c.stream && is_aligned(ds);
-    over(n, [&](int64_t i, Mask k, bool tail) {
-      const Vec xhat = (get(s + i, k, tail) - mean) * rstd;
-      const Vec g = get(dy + i, k, tail) * get(c.gamma + i, k, tail);
-      Vec d = rstd * fnma(xhat, b, g - a);
-      if (dsum != nullptr) d = d + get(dsum + i, k, tail);
-      put(ds + i, d, k, tail, streams);
-    });
+  constexpr int kVectors = kLanes == 16 ? 8 : 4;
+  const int64_t n = c.channels, fit = (int64_t{256} << 10) / (n * static_cast<int64_t>(sizeof(S) + sizeof(Y)) + 1);
+  const int64_t rows = fit < 4 ? 4 : fit > 32 ? 32 : fit;
+  for (int64_t first = begin; first < end; first += rows) {
+    const int64_t last = first + rows < end ? first + rows : end;
+    for (int64_t r = first; r < last; ++r) norm_backward_row<S, Y>(c, r);
+    int64_t i = 0;
+    for (; i + kVectors * kLanes <= n; i += kVectors * kLanes) norm_backward_panel<kVectors, S, Y>(c, first, last, i, dgamma, dbeta, first_lanes(kLanes), false);
+    over(n - i, [&](int64_t j, Mask k, bool tail) { norm_backward_panel<1, S, Y>(c, first, last, i + j, dgamma, dbeta, k, tail); });
   }
   if (c.stream) end_streaming();
 }
@@ -223,20 +256,6 @@ void dropout_of(T* y, const T* x, int64_t count, uint64_t key, uint64_t high, ui
 }
 
 // ---- softmax rows ------------------------------------------------------------------------------------------------
-
-// e^(x - shift) with shifted = -shift log2 e, for x - shift <= 0 or little above: one fused product less than exp() and no
-// upper bound. Relative error below 1e-7 (1 + |x| + |shift|), what rounding x itself costs. Below e^-87: 1e-38.
-constexpr float kLog2e = 1.44269504f;
-FOVEA_INLINE Vec exp_shifted(Vec x, Vec shifted) {
-  const Vec t = max(splat(-126.0f), fma(x, splat(kLog2e), shifted));  // max returns the second operand for NaN
-  const Vec n = round(t), f = t - n;
-  Vec q = splat(1.3264727266401263e-3f);
-  q = fma(q, f, splat(9.6715127684551592e-3f));
-  q = fma(q, f, splat(5.5507337442726380e-2f));
-  q = fma(q, f, splat(2.4022242083388481e-1f));
-  q = fma(q, f, splat(6.9314697759788460e-1f));
-  return scale_by_power_of_2(fma(q, f, splat(1.0f)), n);
-}
 
 template <typename T>
 float largest_of(const T* l, int64_t count) {

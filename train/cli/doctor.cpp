@@ -33,8 +33,8 @@ void package(const std::string& path, const std::string& what, const std::string
 
 void doctor() {
   std::cout << "fovea " FOVEA_VERSION "\n\nprocessor\n  " << cpu_name() << "\n  kernels: " << name(cpu_isa()) << ", " << num_threads() << " threads\n  memory: "
-            << memory_line() << "\n  matrix products: " << measured_peak_flops(Dtype::f32) * 1e-9 << " GFLOP/s f32, " << measured_peak_flops(Dtype::bf16) * 1e-9
-            << " GFLOP/s bf16\n  multiply-adds: " << measured_fma_flops() * 1e-9 << " GFLOP/s f32\n  memory bandwidth (triad): " << measured_triad_bandwidth() * 1e-9
+            << memory_line() << "\n  matrix products: " << measured(product_roof(Dtype::f32)) * 1e-9 << " GFLOP/s f32, " << measured(product_roof(Dtype::bf16)) * 1e-9
+            << " GFLOP/s bf16\n  multiply-adds: " << measured(fma_roof()) * 1e-9 << " GFLOP/s f32\n  memory bandwidth (triad): " << measured(triad_roof()) * 1e-9
             << " GB/s\n";
   const dnnl::version_t* dnn = dnnl::version();
   unsigned major = 0, minor = 0, release = 0;
