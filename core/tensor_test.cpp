@@ -97,6 +97,26 @@ TEST(Allocator, CountsLiveAndPeakAndReusesBlocks) {
   EXPECT_EQ(Tensor::empty({1000}).raw(), first);
 }
 
+TEST(Reduce, SumsOverEveryAxisInEveryDtype) {
+  for (const Shape& shape : {Shape{1, 1}, Shape{3, 5}, Shape{129, 33}, Shape{300, 257}, Shape{2, 140, 70}}) {
+    const Tensor wide = Tensor::empty(shape, Dtype::f64);
+    fill_normal(wide, RngKey(1, "test", "x"));
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      const Tensor x = wide.to(dtype);
+      const auto values = x.to_vector<double>();
+      for (int axis = 0; axis < shape.rank(); ++axis) {
+        const Tensor got = sum(x, axis, Dtype::f32);
+        std::vector<double> want(static_cast<size_t>(got.numel()));
+        int64_t inner = 1;
+        for (int i = axis + 1; i < shape.rank(); ++i) inner *= shape[i];
+        for (int64_t e = 0; e < x.numel(); ++e) want[static_cast<size_t>(e / (inner * shape[axis]) * inner + e % inner)] += values[static_cast<size_t>(e)];
+        const auto found = got.to_vector<float>();
+        for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(static_cast<double>(found[i]), want[i], 1e-4) << shape << " axis " << axis << ' ' << dtype;
+      }
+    }
+  }
+}
+
 TEST(Rng, PhiloxMatchesThePublishedVectors) {  // Random123 kat_vectors, philox 4x32 10
   RngKey zero;
   EXPECT_EQ(philox(zero, 0), (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));

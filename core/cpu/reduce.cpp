@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "core/cpu/reduce.h"
 #include "core/parallel.h"
 
 namespace fovea {
@@ -56,12 +57,17 @@ Tensor sum(const Tensor& a, int axis, Dtype dtype) {
         const int64_t block = piece % blocks, rest = piece / blocks;
         const int64_t o = rest / panels, first = rest % panels * kColumns;
         const int64_t columns = std::min(kColumns, inner - first);
-        Acc total[kColumns] = {};
-        for (int64_t j = block * kRows; j < std::min(count, (block + 1) * kRows); ++j) {
-          const T* row = data + (o * count + j) * inner + first;
-          for (int64_t c = 0; c < columns; ++c) total[c] += static_cast<Acc>(row[c]);
+        const int64_t rows = std::min(count, (block + 1) * kRows) - block * kRows;
+        const T* row = data + (o * count + block * kRows) * inner + first;
+        Acc* total = partial.data<Acc>() + block * outer * inner + o * inner + first;
+        if constexpr (std::is_same_v<T, double>) {
+          std::fill(total, total + columns, 0.0);
+          for (int64_t j = 0; j < rows; ++j, row += inner) {
+            for (int64_t c = 0; c < columns; ++c) total[c] += row[c];
+          }
+        } else {
+          FOVEA_SIMD_CALL(column_sums, total, row, dtype_of<T>, inner, rows, columns);
         }
-        std::copy(total, total + columns, partial.data<Acc>() + block * outer * inner + o * inner + first);
       }
     });
     Acc* sums = partial.data<Acc>();
