@@ -19,7 +19,7 @@ void TransformerOptions::describe(config::Fields& f) {
   f.add("mlp_ratio", mlp_ratio, "hidden channels per channel (swiglu: 2/3 of it)", config::positive());
   f.add("dropout", dropout, "rate on embeddings and sublayer outputs", config::fraction());
   f.add("drop_path", drop_path, "rate of dropped sublayers at the last block, growing linearly from 0", config::fraction());
-  f.add("init_scale", init_scale, "multiplies the deviations of initial weights (0.02); narrow models learn faster from about 50 / sqrt(dim)", config::positive());
+  f.add("init_scale", init_scale, "multiplies the deviations of the initial weights (0.02)", config::positive());
   f.add("recompute", recompute, "keep only block inputs and recompute the rest in backward");
 }
 

@@ -26,7 +26,7 @@ struct TransformerOptions : config::Options {
   double mlp_ratio = 4.0;
   double dropout = 0.0;            // on the embedding and on each sublayer's output
   double drop_path = 0.0;          // whole sublayers, per sample (1603.09382): rate of the last block, growing from 0
-  double init_scale = 1.0;         // of the initial deviations (0.02): narrow models learn faster from larger ones
+  double init_scale = 1.0;         // of the deviations of the initial weights (0.02)
   bool recompute = false;          // keep only block inputs for backward
 
   void describe(config::Fields& f) override;
