@@ -8,9 +8,14 @@ namespace fovea {
 // ---- new storage -------------------------------------------------------------------------------------------------
 
 Tensor Tensor::empty(const Shape& shape, Dtype dtype, Device device) {
-  for (int64_t size : shape) FOVEA_CHECK(size >= 0, "tensor: negative size in ", shape);
-  const auto bytes = static_cast<size_t>(shape.numel() * size_of(dtype));
-  return Tensor(std::make_shared<Storage>(bytes, device), 0, shape, contiguous_strides(shape), dtype);
+  int64_t bytes = size_of(dtype);
+  for (int64_t size : shape) {
+    FOVEA_CHECK(size >= 0, "tensor: negative size in ", shape);
+    // Whatever the other sizes: none of them may be zero only because the product wraps.
+    FOVEA_CHECK(!__builtin_mul_overflow(bytes, std::max<int64_t>(1, size), &bytes), "tensor: ", dtype, ' ', shape, " passes 2^63 bytes");
+  }
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) bytes = 0;
+  return Tensor(std::make_shared<Storage>(static_cast<size_t>(bytes), device), 0, shape, contiguous_strides(shape), dtype);
 }
 
 Tensor Tensor::zeros(const Shape& shape, Dtype dtype, Device device) { return full(shape, 0.0, dtype, device); }

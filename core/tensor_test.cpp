@@ -137,5 +137,13 @@ TEST(Rng, NormalHasTheMomentsOfANormal) {
   EXPECT_NEAR(fourth, 3.0, 5.0 * std::sqrt(96.0 / n));
 }
 
+TEST(Tensor, SizesThatPass64BitsAreRefusedAndNotWrapped) {
+  EXPECT_THROW(Tensor::empty({int64_t{1} << 32, int64_t{1} << 32}), Error);  // 0 elements modulo 2^64
+  EXPECT_THROW(Tensor::empty({int64_t{1} << 40, int64_t{1} << 40, 0}), Error);
+  EXPECT_THROW(Tensor::empty({int64_t{1} << 62}), Error);  // elements fit, bytes do not
+  EXPECT_THROW(Tensor::empty({2, -1}), Error);
+  EXPECT_EQ(Tensor::empty({5, 0, 7}).bytes(), 0);
+}
+
 }  // namespace
 }  // namespace fovea

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <iomanip>
 #include <sstream>
 
@@ -22,9 +23,13 @@ std::string in_quotes(const std::string& text) {
   std::string out = "\"";
   for (char c : text) {
     if (c == '"' || c == '\\') out += '\\';
-    if (c == '\n') out += "\\n";
-    else if (c == '\t') out += "\\t";
-    else out += c;
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+      char escaped[8];
+      std::snprintf(escaped, sizeof escaped, "\\u%04x", static_cast<unsigned>(c));
+      out += escaped;
+    } else {
+      out += c;
+    }
   }
   return out + '"';
 }
@@ -85,6 +90,11 @@ void help_section(Options& options, const std::string& path, std::ostream& out) 
       for (const std::string& kind : section.choice->kinds()) out << ' ' << kind;
       out << '\n';
       help_section(section.choice->options(), below, out);
+      for (const std::string& kind : section.choice->kinds()) {
+        if (kind == section.choice->kind()) continue;
+        out << "\n[" << below << "] with --" << below << ".kind=" << kind << '\n';
+        help_section(*section.choice->make(kind), below, out);
+      }
     } else {
       help_section(*section.options, below, out);
     }
@@ -122,6 +132,11 @@ Constraint between(double low, double high) {
   text << "from " << low << " to below " << high;
   return {text.str(), [=](double v) { return v >= low && v < high; }, {}, false};
 }
+Constraint from_to(double least, double most) {
+  std::ostringstream text;
+  text << std::setprecision(15) << "from " << least << " to " << most;
+  return {text.str(), [=](double v) { return v >= least && v <= most; }, {}, false};
+}
 Constraint fraction() { return {"from 0 to 1", [](double v) { return v >= 0.0 && v <= 1.0; }, {}, false}; }
 Constraint one_of(std::vector<std::string> names) {
   std::string text = "one of";
@@ -129,6 +144,11 @@ Constraint one_of(std::vector<std::string> names) {
   return {text, {}, std::move(names), false};
 }
 Constraint non_empty() { return {"not empty", {}, {}, true}; }
+Constraint file_name() {
+  Constraint constraint{"not empty, without /", {}, {}, true};
+  constraint.file_name = true;
+  return constraint;
+}
 
 // ---- kinds -------------------------------------------------------------------------------------------------------
 

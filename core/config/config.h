@@ -43,14 +43,17 @@ struct Constraint {
   std::function<bool(double)> number;              // for integers and reals; empty: any
   std::vector<std::string> names;                  // for strings; empty: any
   bool non_empty = false;                          // for strings
+  bool file_name = false;                          // for strings
 };
 Constraint any();
 Constraint positive();
 Constraint at_least(double least);
 Constraint between(double low, double high);  // low <= value < high
+Constraint from_to(double least, double most);  // both allowed
 Constraint fraction();                        // 0 <= value <= 1
 Constraint one_of(std::vector<std::string> names);
 Constraint non_empty();
+Constraint file_name();                       // not empty, no "/"
 
 // ---- kinds -------------------------------------------------------------------------------------------------------
 // A section whose key `kind` selects what else it may hold.
@@ -66,6 +69,8 @@ class Choice {
   void select(const std::string& kind);
   bool has(const std::string& kind) const { return kinds_.contains(kind); }
   std::vector<std::string> kinds() const;
+  // The options of one of kinds(), with their defaults.
+  std::unique_ptr<Options> make(const std::string& kind) const { return kinds_.at(kind)(); }
 
  private:
   std::map<std::string, Factory> kinds_;
@@ -127,7 +132,7 @@ void load_text(Options& options, std::string_view text, const std::string& sourc
 // Every key with its present value; loading this text gives the same options.
 std::string resolved_toml(Options& options);
 
-// A table of keys: type, present value, allowed values, unit, help.
+// A table of keys, those of kinds that are not chosen too: type, value, allowed values, unit, help.
 void print_help(Options& options, std::ostream& out);
 
 // The nearest of `names` to a mistyped one, or "" when none is near.

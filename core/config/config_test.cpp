@@ -21,12 +21,13 @@ struct Linear : Options {
   void describe(Fields& f) override { f.add("decay", decay, "of the state", fraction()); }
 };
 struct Model : Options {
-  int64_t dim = 64;
+  int64_t dim = 64, depth = 2;
   std::string norm = "layer";
   std::vector<int64_t> sizes = {1, 2};
   Choice attention{{{"window", [] { return std::make_unique<Window>(); }}, {"linear", [] { return std::make_unique<Linear>(); }}}, "window"};
   void describe(Fields& f) override {
     f.add("dim", dim, "channels", at_least(1));
+    f.add("depth", depth, "blocks", from_to(1, 99));
     f.add("norm", norm, "kind of norm", one_of({"layer", "rms"}));
     f.add("sizes", sizes, "a list");
     f.choice("attention", attention, "mixer");
@@ -34,10 +35,12 @@ struct Model : Options {
 };
 struct Root : Options {
   std::string name = "run";
+  std::string title = "x";
   double lr = 3e-4;
   Model model;
   void describe(Fields& f) override {
     f.add("name", name, "of the run", non_empty());
+    f.add("title", title, "of a folder", file_name());
     f.add("lr", lr, "learning rate", positive());
     f.section("model", model, "what learns");
   }
@@ -111,6 +114,29 @@ TEST(Config, FlagErrorsNameTheFlag) {
   EXPECT_EQ(error_of("", {"lr"}), "expected a flag --key=value, found \"lr\"");
 }
 
+TEST(Config, NumbersMustBeFiniteAndInsideTheirLimits) {
+  EXPECT_EQ(error_of("lr = inf\n"), "config run.toml:1: lr: expected a finite number, found inf");
+  EXPECT_EQ(error_of("[model]\ndepth = 100\n"), "config run.toml:2: model.depth: expected from 1 to 99, found 100");
+  EXPECT_EQ(error_of("[model]\ndepth = 99\n"), "no error");
+  EXPECT_EQ(error_of("[model]\ndepth = 99999999999999999999\n").rfind("config run.toml:2:", 0), 0u);
+}
+
+TEST(Config, ANameThatBecomesAFolderHoldsNoPath) {
+  EXPECT_EQ(error_of("title = \"a/b\"\n"), "config run.toml:1: title: expected the name of a folder, without \"/\", found \"a/b\"");
+  EXPECT_EQ(error_of("", {"--title=a\nb"}), "flag --title: title: expected the name of a folder, without \"/\", found \"a?b\"");
+  EXPECT_EQ(error_of("title = \"\"\n"), "config run.toml:1: title: expected text that is not empty");
+}
+
+TEST(Config, AFlagSetsOneKeyWhateverItsValueHolds) {
+  EXPECT_EQ(error_of("", {"--lr=1\n[model]\ndim = 3"}), "flag --lr: lr: expected a number, found \"1?[model]?dim = 3\"");
+  Root root;
+  load_text(root, "", "run.toml", parse_flags({"--name=one\ntwo\x01"}));
+  EXPECT_EQ(root.name, "one\ntwo\x01");
+  Root again;
+  load_text(again, resolved_toml(root), "resolved");
+  EXPECT_EQ(again.name, root.name);
+}
+
 TEST(Config, AFileThatIsNotThereIsNamed) {
   Root root;
   EXPECT_THROW(load(root, "/nonexistent/run.toml"), ConfigError);
@@ -122,6 +148,9 @@ TEST(Config, HelpListsEveryKeyWithItsDefault) {
   print_help(root, out);
   EXPECT_NE(out.str().find("--model.attention.window"), std::string::npos);
   EXPECT_NE(out.str().find("keys before a query [tokens] (at least 0)"), std::string::npos);
+  EXPECT_NE(out.str().find("(from 1 to 99)"), std::string::npos);
+  // also of the kinds that are not chosen
+  EXPECT_NE(out.str().find("[model.attention] with --model.attention.kind=linear\n  --model.attention.decay "), std::string::npos) << out.str();
 }
 
 }  // namespace

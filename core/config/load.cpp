@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one file that sees toml++: a TOML tree and flags, laid over a description.
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <set>
 #include <sstream>
@@ -24,8 +28,15 @@ const char* type_of(const toml::node& node) {
   return "a date or time";
 }
 
+// On one line, whatever it holds.
+std::string shown_text(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) out += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+  return out + '"';
+}
+
 std::string shown(const toml::node& node) {
-  if (const auto* s = node.as_string()) return '"' + s->get() + '"';
+  if (const auto* s = node.as_string()) return shown_text(s->get());
   if (const auto* i = node.as_integer()) return std::to_string(i->get());
   if (const auto* b = node.as_boolean()) return b->get() ? "true" : "false";
   if (const auto* f = node.as_floating_point()) return concat(f->get());
@@ -39,11 +50,16 @@ void store(const Field& field, T* target, const T& value, const std::string& whe
   if constexpr (std::is_same_v<T, int64_t> || std::is_same_v<T, double>) {
     if (c.number && !c.number(static_cast<double>(value))) throw ConfigError(concat(where, ": expected ", c.text, ", found ", value));
   }
+  if constexpr (std::is_same_v<T, double>) {
+    if (!std::isfinite(value)) throw ConfigError(concat(where, ": expected a finite number, found ", value));
+  }
   if constexpr (std::is_same_v<T, std::string>) {
     if (c.non_empty && value.empty()) throw ConfigError(concat(where, ": expected text that is not empty"));
+    const auto unfit = [](char letter) { return letter == '/' || static_cast<unsigned char>(letter) < 0x20 || letter == 0x7f; };
+    if (c.file_name && std::any_of(value.begin(), value.end(), unfit)) throw ConfigError(concat(where, ": expected the name of a folder, without \"/\", found ", shown_text(value)));
     if (!c.names.empty() && std::find(c.names.begin(), c.names.end(), value) == c.names.end()) {
       const std::string near = nearest(value, c.names);
-      throw ConfigError(concat(where, ": expected ", c.text, ", found \"", value, '"', near.empty() ? "" : "; did you mean " + near + "?"));
+      throw ConfigError(concat(where, ": expected ", c.text, ", found ", shown_text(value), near.empty() ? "" : "; did you mean " + near + "?"));
     }
   }
   *target = value;
@@ -140,7 +156,7 @@ class Overlay {
           const std::string near = nearest(name, below->choice->kinds());
           std::string known;
           for (const std::string& k : below->choice->kinds()) known += ' ' + k;
-          throw ConfigError(concat(where, ": expected one of", known, ", found \"", name, '"', near.empty() ? "" : "; did you mean " + near + "?"));
+          throw ConfigError(concat(where, ": expected one of", known, ", found ", shown_text(name), near.empty() ? "" : "; did you mean " + near + "?"));
         }
         below->choice->select(name);
       }
@@ -180,20 +196,28 @@ toml::table flag_table(const Flag& flag) {
   }
   out << '"' << flag.key.substr(last == std::string::npos ? 0 : last + 1) << "\" = ";
   const std::string prefix = out.str();
+  const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
   try {
-    return toml::parse(prefix + flag.value);
+    // A line break would begin another key.
+    if (std::none_of(flag.value.begin(), flag.value.end(), control)) return toml::parse(prefix + flag.value);
   } catch (const toml::parse_error&) {
+    // not TOML: plain words
+  }
+  {
     std::ostringstream text;
     text << prefix << '"';
     for (char c : flag.value) {
+      char escaped[8];
+      std::snprintf(escaped, sizeof escaped, "\\u%04x", static_cast<unsigned>(static_cast<unsigned char>(c)));
       if (c == '"' || c == '\\') text << '\\';
-      text << c;
+      if (control(c)) text << escaped;
+      else text << c;
     }
     text << '"';
     try {
       return toml::parse(text.str());
     } catch (const toml::parse_error&) {
-      throw ConfigError(concat("--", flag.key, ": cannot read the value \"", flag.value, '"'));
+      throw ConfigError(concat("--", flag.key, ": cannot read the value ", shown_text(flag.value)));
     }
   }
 }
@@ -223,7 +247,7 @@ void load(Options& options, const std::filesystem::path& file, const std::vector
   if (!file.empty()) {
     if (std::filesystem::is_directory(file)) throw ConfigError(concat("config ", file.string(), ": is a folder, expected a TOML file"));
     std::ifstream in(file, std::ios::binary);
-    if (!in) throw ConfigError(concat("config ", file.string(), ": cannot be read; does it exist?"));
+    if (!in) throw ConfigError(concat("config ", file.string(), ": cannot be read: ", std::strerror(errno)));
     std::ostringstream all;
     all << in.rdbuf();
     text = all.str();

@@ -2,6 +2,8 @@
 #include "core/io/file.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -39,6 +41,49 @@ TEST_F(File, AFailedWriteLeavesTheOldContentAndNoTemporary) {
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
 }
 
+TEST_F(File, WhatAKilledWriterLeftGoesWithTheNextWrite) {
+  const pid_t child = fork();
+  if (child == 0) _exit(0);
+  waitpid(child, nullptr, 0);  // an id that no process has
+  const auto temporary = [&](const std::string& name, const std::string& process) { return folder / (name + ".writing." + process); };
+  for (const auto& path : {temporary("a", std::to_string(child)), temporary("b", std::to_string(child)), temporary("a", std::to_string(getppid())), temporary("a", "x")}) {
+    std::ofstream(path) << "half";
+  }
+  replace_file(folder / "a", "whole");
+  EXPECT_FALSE(std::filesystem::exists(temporary("a", std::to_string(child))));
+  EXPECT_TRUE(std::filesystem::exists(temporary("b", std::to_string(child))));      // another file's
+  EXPECT_TRUE(std::filesystem::exists(temporary("a", std::to_string(getppid()))));  // its writer lives
+  EXPECT_TRUE(std::filesystem::exists(temporary("a", "x")));                        // nobody's
+}
+
+TEST_F(File, SeveralFilesTakeTheirPlacesTogetherOrNotAtAll) {
+  replace_file(folder / "a", "old");
+  const auto write = [&](bool fail) {
+    replace_files(folder, [&](const std::filesystem::path& temporary) {
+      replace_file(temporary / "a", "new");
+      if (fail) throw Error("no space left");
+      replace_file(temporary / "b", "new");
+    });
+  };
+  EXPECT_THROW(write(true), Error);
+  EXPECT_EQ(read_file(folder / "a"), "old");
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
+  std::filesystem::create_directory(folder / "b");  // in the way
+  EXPECT_THROW(write(false), Error);
+  EXPECT_EQ(read_file(folder / "a"), "old");
+  std::filesystem::remove(folder / "b");
+  write(false);
+  EXPECT_EQ(read_file(folder / "a"), "new");
+  EXPECT_EQ(read_file(folder / "b"), "new");
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 2);
+}
+
+TEST_F(File, APipeIsRefusedAndNotWaitedFor) {
+  ASSERT_EQ(mkfifo((folder / "pipe").c_str(), 0600), 0);
+  EXPECT_THROW(read_file(folder / "pipe"), Error);
+  EXPECT_THROW(MappedFile{folder / "pipe"}, Error);
+}
+
 TEST_F(File, MissingFilesAndFoldersAreNamed) {
   try {
     read_file(folder / "absent");
@@ -47,7 +92,12 @@ TEST_F(File, MissingFilesAndFoldersAreNamed) {
     EXPECT_NE(std::string(e.what()).find("absent: No such file"), std::string::npos) << e.what();
   }
   EXPECT_THROW(MappedFile{folder}, Error);
-  EXPECT_THROW(replace_file(folder / "no" / "a", "x"), Error);
+  try {
+    replace_file(folder / "no" / "a", "x");
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("no/a: No such file"), std::string::npos) << e.what();  // not the temporary's name
+  }
 }
 
 }  // namespace

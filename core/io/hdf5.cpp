@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <limits>
 
 #include "core/io/file.h"
 
@@ -62,6 +64,9 @@ std::optional<std::string> text_attribute(hid_t object, const std::string& name)
   const Id attribute(H5Aopen(object, name.c_str(), H5P_DEFAULT), H5Aclose);
   const Id type(attribute.ok() ? H5Aget_type(attribute) : -1, H5Tclose);
   if (!type.ok()) return std::nullopt;
+  // One value: a list would not fit where it is read to.
+  const Id space(H5Aget_space(attribute), H5Sclose);
+  if (!space.ok() || H5Sget_simple_extent_npoints(space) != 1) return std::nullopt;
   if (H5Tget_class(type) == H5T_INTEGER) {
     long long value = 0;
     if (H5Aread(attribute, H5T_NATIVE_LLONG, &value) < 0) return std::nullopt;
@@ -84,16 +89,31 @@ std::optional<std::string> text_attribute(hid_t object, const std::string& name)
 }
 
 Dtype stored_dtype(hid_t dataset, hid_t type, const std::string& where) {
-  if (const auto tag = text_attribute(dataset, "dtype")) return parse_dtype(*tag);
   const size_t size = H5Tget_size(type);
   const H5T_class_t kind = H5Tget_class(type);
+  if (kind == H5T_ENUM && size == 1) return Dtype::boolean;  // how h5py writes bool
+  FOVEA_CHECK(kind == H5T_FLOAT || kind == H5T_INTEGER, where, ": holds values of a type that is neither float nor integer");
+  if (const auto tag = text_attribute(dataset, "dtype")) {
+    const Dtype dtype = parse_dtype(*tag);
+    FOVEA_CHECK(dtype != Dtype::bf16 || (kind == H5T_INTEGER && size == 2), where, ": is marked as bf16, but holds no 16-bit integers");
+    return dtype;
+  }
   if (kind == H5T_FLOAT && size == 8) return Dtype::f64;
   if (kind == H5T_FLOAT && size <= 4) return Dtype::f32;
   if (kind == H5T_INTEGER && size == 1 && H5Tget_sign(type) == H5T_SGN_NONE) return Dtype::u8;
   if (kind == H5T_INTEGER && size <= 4 && !(size == 4 && H5Tget_sign(type) == H5T_SGN_NONE)) return Dtype::i32;
-  if (kind == H5T_INTEGER) return Dtype::i64;
-  if (kind == H5T_ENUM && size == 1) return Dtype::boolean;  // how h5py writes bool
-  throw Error(concat(where, ": holds values of a type that is neither float nor integer"));
+  FOVEA_CHECK(kind == H5T_INTEGER, where, ": holds floats of ", size, " bytes; at most 8 are read");
+  return Dtype::i64;
+}
+
+// How values stored as `type` come into memory; HDF5 turns no enum into an integer.
+hid_t memory_type(hid_t type, Dtype dtype) { return H5Tget_class(type) == H5T_ENUM ? type : memory_type(dtype); }
+
+// What is in memory must be 0 or 1 before it is looked at as a bool.
+void make_bools(const Tensor& tensor) {
+  if (tensor.dtype() != Dtype::boolean) return;
+  auto* bytes = static_cast<unsigned char*>(tensor.raw());
+  for (int64_t i = 0; i < tensor.numel(); ++i) bytes[i] = bytes[i] != 0 ? 1 : 0;
 }
 
 // What save() appends, where HDF5 no longer looks: eight letters and the CRC-32 of everything before them, so that damage
@@ -154,14 +174,28 @@ Shape Hdf5Reader::shape(const std::string& name) const {
   const Id dataset(has(name) ? H5Dopen2(file_, name.c_str(), H5P_DEFAULT) : -1, H5Dclose);
   FOVEA_CHECK(dataset.ok(), "hdf5 ", path_, ": has no dataset ", name);
   const Id space(H5Dget_space(dataset), H5Sclose);
+  FOVEA_CHECK(space.ok() && H5Sget_simple_extent_type(space) != H5S_NULL, "hdf5 ", path_, ": dataset ", name, " holds no values");
   const int rank = H5Sget_simple_extent_ndims(space);
   FOVEA_CHECK(rank >= 0 && rank <= Shape::kMaxRank, "hdf5 ", path_, ": dataset ", name, " has rank ", rank, "; at most ", Shape::kMaxRank, " is supported");
   std::array<hsize_t, Shape::kMaxRank> sizes{};
   H5Sget_simple_extent_dims(space, sizes.data(), nullptr);
   Shape shape;
-  for (int axis = 0; axis < rank; ++axis) shape.push_back(static_cast<int64_t>(sizes[static_cast<size_t>(axis)]));
-  if (const auto scalar = text_attribute(dataset, "shape"); scalar && *scalar == "[]") return Shape{};
+  for (int axis = 0; axis < rank; ++axis) {
+    const hsize_t size = sizes[static_cast<size_t>(axis)];
+    FOVEA_CHECK(size <= static_cast<hsize_t>(std::numeric_limits<int64_t>::max()), "hdf5 ", path_, ": dataset ", name, " has size ", size, " on axis ", axis);
+    shape.push_back(static_cast<int64_t>(size));
+  }
+  if (const auto scalar = text_attribute(dataset, "shape"); scalar && *scalar == "[]" && shape == Shape{1}) return Shape{};
   return shape;
+}
+
+// HDF5 never reads past the end of a file, but fills what a damaged header claims beyond it: no room is made for more than
+// its best compression (1032 to 1) could have packed.
+void Hdf5Reader::check_claim(const Shape& shape, Dtype dtype, const std::string& name) const {
+  const auto most = 1032.0 * static_cast<double>(std::filesystem::file_size(path_));
+  double bytes = static_cast<double>(size_of(dtype));
+  for (const int64_t size : shape) bytes *= static_cast<double>(size);
+  FOVEA_CHECK(bytes <= most, "hdf5 ", path_, ": dataset ", name, ' ', dtype, ' ', shape, " is more than the whole file can hold; it is damaged");
 }
 
 Tensor Hdf5Reader::read(const std::string& name) const {
@@ -169,12 +203,19 @@ Tensor Hdf5Reader::read(const std::string& name) const {
   const Id dataset(H5Dopen2(file_, name.c_str(), H5P_DEFAULT), H5Dclose);
   const Id type(H5Dget_type(dataset), H5Tclose);
   const Dtype dtype = stored_dtype(dataset, type, concat("hdf5 ", path_, ": ", name));
+  check_claim(whole, dtype, name);
   const Tensor out = Tensor::empty(whole, dtype);
-  // A file that claims more than it holds must not make us read past its end: HDF5 checks extents against the file.
-  const hid_t memory = H5Tget_class(type) == H5T_ENUM ? static_cast<hid_t>(type) : memory_type(dtype);
-  FOVEA_CHECK(out.numel() == 0 || H5Dread(dataset, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, out.raw()) >= 0, "hdf5 ", path_, ": dataset ", name,
+  FOVEA_CHECK(out.numel() == 0 || H5Dread(dataset, memory_type(type, dtype), H5S_ALL, H5S_ALL, H5P_DEFAULT, out.raw()) >= 0, "hdf5 ", path_, ": dataset ", name,
               " cannot be read, the file is damaged: ", reason());
+  make_bools(out);
   return out;
+}
+
+Dtype Hdf5Reader::dtype(const std::string& name) const {
+  const Id dataset(has(name) ? H5Dopen2(file_, name.c_str(), H5P_DEFAULT) : -1, H5Dclose);
+  FOVEA_CHECK(dataset.ok(), "hdf5 ", path_, ": has no dataset ", name);
+  const Id type(H5Dget_type(dataset), H5Tclose);
+  return stored_dtype(dataset, type, concat("hdf5 ", path_, ": ", name));
 }
 
 Tensor Hdf5Reader::read_rows(const std::string& name, int64_t begin, int64_t end) const {
@@ -184,14 +225,16 @@ Tensor Hdf5Reader::read_rows(const std::string& name, int64_t begin, int64_t end
   const Id dataset(H5Dopen2(file_, name.c_str(), H5P_DEFAULT), H5Dclose);
   const Id type(H5Dget_type(dataset), H5Tclose);
   const Dtype dtype = stored_dtype(dataset, type, concat("hdf5 ", path_, ": ", name));
+  check_claim(part, dtype, name);
   const Tensor out = Tensor::empty(part, dtype);
   std::array<hsize_t, Shape::kMaxRank> start{}, count{};
   start[0] = static_cast<hsize_t>(begin);
   for (int axis = 0; axis < part.rank(); ++axis) count[static_cast<size_t>(axis)] = static_cast<hsize_t>(part[axis]);
   const Id from(H5Dget_space(dataset), H5Sclose), to(H5Screate_simple(part.rank(), count.data(), nullptr), H5Sclose);
   const bool good = out.numel() == 0 || (H5Sselect_hyperslab(from, H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr) >= 0 &&
-                                         H5Dread(dataset, memory_type(dtype), to, from, H5P_DEFAULT, out.raw()) >= 0);
+                                         H5Dread(dataset, memory_type(type, dtype), to, from, H5P_DEFAULT, out.raw()) >= 0);
   FOVEA_CHECK(good, "hdf5 ", path_, ": rows ", begin, " to ", end, " of ", name, " cannot be read, the file is damaged: ", reason());
+  make_bools(out);
   return out;
 }
 

@@ -22,11 +22,13 @@ class Hdf5Reader {
   Hdf5Reader(const Hdf5Reader&) = delete;
   Hdf5Reader& operator=(const Hdf5Reader&) = delete;
 
+  const std::string& path() const { return path_; }
   bool has(const std::string& name) const;
   // Names of the members of a group, sorted ("/" is the root).
   std::vector<std::string> members(const std::string& group) const;
   // The shape of a dataset, unread.
   Shape shape(const std::string& name) const;
+  Dtype dtype(const std::string& name) const;
   // A whole dataset. Throws naming file and dataset for a type that no Dtype holds and for a failed checksum.
   Tensor read(const std::string& name) const;
   // Rows [begin, end) of axis 0.
@@ -35,6 +37,7 @@ class Hdf5Reader {
   std::optional<std::string> attribute(const std::string& object, const std::string& name) const;
 
  private:
+  void check_claim(const Shape& shape, Dtype dtype, const std::string& name) const;
   std::string path_;
   int64_t file_ = -1;
 };

@@ -2,7 +2,10 @@
 #include "core/io/hdf5.h"
 
 #include <gtest/gtest.h>
+#include <hdf5.h>
 #include <unistd.h>
+
+#include <functional>
 
 #include "core/io/file.h"
 #include "core/rng.h"
@@ -86,6 +89,90 @@ TEST_F(Hdf5, TruncatedDamagedAndForeignFilesAreRefusedByName) {
   EXPECT_NE(error().find("is no HDF5 file"), std::string::npos) << error();
   std::filesystem::remove(path);
   EXPECT_NE(error().find("no such file"), std::string::npos) << error();
+}
+
+// Files that HDF5 finds in order, but that are not what they say.
+class ForeignHdf5 : public Hdf5 {
+ protected:
+  // make(file) writes through the C API; identifiers close with the file.
+  void foreign(const std::function<void(hid_t)>& make) {
+    const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
+    const hid_t file = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    make(file);
+    H5Fclose(file);
+    H5Pclose(access);
+  }
+  static hid_t dataset(hid_t file, hid_t type, const std::vector<hsize_t>& sizes, const void* values, bool chunked = false) {
+    const hid_t space = sizes.empty() ? H5Screate(H5S_NULL) : H5Screate_simple(static_cast<int>(sizes.size()), sizes.data(), nullptr);
+    const hid_t layout = H5Pcreate(H5P_DATASET_CREATE);
+    const std::vector<hsize_t> chunk(sizes.size(), 1);
+    if (chunked) H5Pset_chunk(layout, static_cast<int>(chunk.size()), chunk.data());
+    const hid_t set = H5Dcreate2(file, "x", type, space, H5P_DEFAULT, layout, H5P_DEFAULT);
+    if (values != nullptr) H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values);
+    return set;
+  }
+  static void text(hid_t object, const char* name, const std::string& value) {
+    const hid_t type = H5Tcopy(H5T_C_S1);
+    H5Tset_size(type, value.size() + 1);
+    const hid_t attribute = H5Acreate2(object, name, type, H5Screate(H5S_SCALAR), H5P_DEFAULT, H5P_DEFAULT);
+    H5Awrite(attribute, type, value.c_str());
+  }
+  Tensor read() const { return Hdf5Reader(path).read("x"); }
+  std::string failure() const {
+    try {
+      read();
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  }
+};
+
+TEST_F(ForeignHdf5, AListIsNoScalarWhateverItsShapeAttributeSays) {
+  const std::vector<int32_t> values(1000, 5);
+  foreign([&](hid_t file) { text(dataset(file, H5T_NATIVE_INT32, {1000}, values.data()), "shape", "[]"); });
+  EXPECT_EQ(read().shape(), (Shape{1000}));
+  foreign([&](hid_t file) { text(dataset(file, H5T_NATIVE_INT32, {1}, values.data()), "shape", "[]"); });
+  EXPECT_EQ(read().shape(), Shape{});
+}
+
+TEST_F(ForeignHdf5, AnAttributeThatHoldsAListIsNotReadAsOneValue) {
+  const std::vector<int64_t> values(4096, 7);
+  const hsize_t size = values.size();
+  foreign([&](hid_t file) {
+    H5Awrite(H5Acreate2(file, "vocab_size", H5T_NATIVE_INT64, H5Screate_simple(1, &size, nullptr), H5P_DEFAULT, H5P_DEFAULT), H5T_NATIVE_INT64, values.data());
+    H5Awrite(H5Acreate2(file, "one", H5T_NATIVE_INT64, H5Screate(H5S_SCALAR), H5P_DEFAULT, H5P_DEFAULT), H5T_NATIVE_INT64, values.data());
+  });
+  const Hdf5Reader reader(path);
+  EXPECT_FALSE(reader.attribute("/", "vocab_size").has_value());
+  EXPECT_EQ(reader.attribute("/", "one"), "7");
+}
+
+TEST_F(ForeignHdf5, ClaimsThatTheFileCannotHoldAreRefusedBeforeRoomIsMade) {
+  foreign([](hid_t file) { dataset(file, H5T_NATIVE_INT32, {hsize_t{1} << 33, hsize_t{1} << 33}, nullptr, true); });  // 2^68 bytes
+  EXPECT_NE(failure().find("dataset x i32 [8589934592, 8589934592] is more than the whole file can hold"), std::string::npos) << failure();
+  foreign([](hid_t file) { dataset(file, H5T_NATIVE_DOUBLE, {hsize_t{1} << 30}, nullptr, true); });
+  EXPECT_NE(failure().find("is more than the whole file can hold"), std::string::npos) << failure();
+  foreign([](hid_t file) { dataset(file, H5T_NATIVE_DOUBLE, {}, nullptr); });
+  EXPECT_NE(failure().find("dataset x holds no values"), std::string::npos) << failure();
+}
+
+TEST_F(ForeignHdf5, TypesAreWhatIsStoredNotWhatTheAttributeSays) {
+  const std::vector<int32_t> values(64, 1);
+  foreign([&](hid_t file) {
+    const hid_t type = H5Tenum_create(H5T_NATIVE_INT32);  // four bytes each
+    const int32_t no = 0, yes = 1;
+    H5Tenum_insert(type, "no", &no);
+    H5Tenum_insert(type, "yes", &yes);
+    text(dataset(file, type, {64}, values.data()), "dtype", "bool");
+  });
+  EXPECT_NE(failure().find("neither float nor integer"), std::string::npos) << failure();
+  foreign([&](hid_t file) { text(dataset(file, H5T_NATIVE_INT32, {64}, values.data()), "dtype", "bf16"); });
+  EXPECT_NE(failure().find("is marked as bf16, but holds no 16-bit integers"), std::string::npos) << failure();
+  const std::vector<uint8_t> bytes{0, 1, 7, 255};
+  foreign([&](hid_t file) { text(dataset(file, H5T_NATIVE_UINT8, {4}, bytes.data()), "dtype", "bool"); });
+  EXPECT_EQ(read().to_vector<int64_t>(), (std::vector<int64_t>{0, 1, 1, 1}));
 }
 
 TEST_F(Hdf5, NamesThatAreMissingOrTakenAreErrors) {
