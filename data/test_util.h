@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 #include "core/error.h"
@@ -41,7 +42,7 @@ class TestFolder : public testing::Test {
   void TearDown() override { std::filesystem::remove_all(folder); }
   void put(const std::string& name, const std::string& content) {
     std::filesystem::create_directories((folder / name).parent_path());
-    replace_file(folder / name, content);
+    std::ofstream(folder / name, std::ios::binary) << content;
   }
   std::filesystem::path folder;
 };

@@ -42,6 +42,8 @@ constexpr uint64_t pair_key(int32_t left, int32_t right) {
   return (static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32) | static_cast<uint32_t>(right);
 }
 
+constexpr size_t kMaxPiece = size_t{1} << 30;  // positions in a piece are 32 bits
+
 class BpeTokenizer final : public Tokenizer {
  public:
   explicit BpeTokenizer(BpeModel model) : model_(std::move(model)), splitter_(model_.split) {
@@ -67,18 +69,21 @@ class BpeTokenizer final : public Tokenizer {
     for (const BpeMerge& merge : model_.merges) {
       FOVEA_CHECK(bytes_of(merge.left) + bytes_of(merge.right) == bytes_of(merge.result), "tokenizer: ids ", merge.left,
                   " and ", merge.right, " do not make id ", merge.result);
-      pairs_.emplace(pair_key(merge.left, merge.right), Result{merge.rank, merge.result});
+      pairs_.insert_or_assign(pair_key(merge.left, merge.right), Result{merge.rank, merge.result});
     }
     vocab_size_ = count;
     for (const auto& [text, id] : model_.added) {
       FOVEA_CHECK(!text.empty() && id >= 0, "tokenizer: added token \"", text, "\" with id ", id);
       vocab_size_ = std::max<int64_t>(vocab_size_, id + 1);
       FOVEA_CHECK(added_texts_.emplace(id, text).second, "tokenizer: two added tokens have id ", id);
-      by_first_byte_[static_cast<unsigned char>(text[0])].emplace_back(text, id);
+      const size_t round = model_.added_last.contains(text) ? 1 : 0;
+      by_first_byte_[round][static_cast<unsigned char>(text[0])].emplace_back(text, id);
     }
-    for (auto& candidates : by_first_byte_) {
-      std::stable_sort(candidates.begin(), candidates.end(),
-                       [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
+    for (auto& round : by_first_byte_) {
+      for (auto& candidates : round) {
+        std::stable_sort(candidates.begin(), candidates.end(),
+                         [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
+      }
     }
   }
 
@@ -87,19 +92,7 @@ class BpeTokenizer final : public Tokenizer {
   std::vector<int64_t> encode(std::string_view text) const override {
     std::vector<int64_t> ids;
     Seen seen;
-    size_t begin = 0;
-    for (size_t at = 0; at < text.size();) {
-      const Added* added = added_at(text, at);
-      if (added == nullptr) {
-        ++at;
-        continue;
-      }
-      encode_plain(text, begin, at, seen, ids);
-      ids.push_back(added->second);
-      at += added->first.size();
-      begin = at;
-    }
-    encode_plain(text, begin, text.size(), seen, ids);
+    cut_added(text, 0, text.size(), 0, seen, ids);
     return ids;
   }
 
@@ -128,11 +121,25 @@ class BpeTokenizer final : public Tokenizer {
     int32_t rank, id;
   };
 
-  const Added* added_at(std::string_view text, size_t at) const {
-    for (const Added& added : by_first_byte_[static_cast<unsigned char>(text[at])]) {
-      if (text.substr(at).starts_with(added.first)) return &added;
+  // Cuts the added tokens of a round out of text[begin, end), and goes on with the next round in what is left.
+  void cut_added(std::string_view text, size_t begin, size_t end, size_t round, Seen& seen,
+                 std::vector<int64_t>& ids) const {
+    if (round == by_first_byte_.size()) return encode_plain(text, begin, end, seen, ids);
+    for (size_t at = begin; at < end;) {
+      const std::string_view rest = text.substr(at, end - at);
+      const auto& candidates = by_first_byte_[round][static_cast<unsigned char>(rest[0])];
+      const auto added = std::find_if(candidates.begin(), candidates.end(),
+                                      [&](const Added& candidate) { return rest.starts_with(candidate.first); });
+      if (added == candidates.end()) {
+        ++at;
+        continue;
+      }
+      cut_added(text, begin, at, round + 1, seen, ids);
+      ids.push_back(added->second);
+      at += added->first.size();
+      begin = at;
     }
-    return nullptr;
+    cut_added(text, begin, end, round + 1, seen, ids);
   }
 
   void encode_plain(std::string_view text, size_t begin, size_t end, Seen& seen, std::vector<int64_t>& ids) const {
@@ -161,6 +168,8 @@ class BpeTokenizer final : public Tokenizer {
       int32_t rank, at, left, right, result;
       bool operator<(const Candidate& other) const { return rank != other.rank ? rank > other.rank : at > other.at; }
     };
+    FOVEA_CHECK(piece.size() <= kMaxPiece, "tokenizer: a piece of ", piece.size(), " bytes without a cut at byte ",
+                offset, "; at most ", kMaxPiece, " can be merged");
     const auto count = static_cast<int32_t>(piece.size());
     std::vector<Part> parts;
     parts.reserve(piece.size());
@@ -203,7 +212,7 @@ class BpeTokenizer final : public Tokenizer {
   std::array<int32_t, 256> bytes_{};
   std::unordered_map<uint64_t, Result> pairs_;
   std::unordered_map<int32_t, std::string> added_texts_;
-  std::array<std::vector<Added>, 256> by_first_byte_;  // longest first
+  std::array<std::array<std::vector<Added>, 256>, 2> by_first_byte_;  // by round, longest first
   int64_t vocab_size_ = 0;
 };
 

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,13 +21,15 @@ namespace fovea::data {
 
 struct BpeMerge {
   int32_t left, right, result;  // ids
-  int32_t rank;                 // lower ranks merge first; pairs with one result may share a rank
+  int32_t rank;  // lower ranks merge first; pairs with one result may share a rank; of one pair listed twice the last
+                 // counts
 };
 
 struct BpeModel {
   std::vector<std::string> tokens;       // bytes by id; "" where no token has the id
   std::vector<BpeMerge> merges;          // in order of rank
   std::map<std::string, int32_t> added;  // special texts, cut out before anything else: leftmost, then longest
+  std::set<std::string> added_last;      // of these, the ones looked for only in what the others leave ("normalized")
   std::vector<std::string> split{std::string(kGpt2Split)};
   bool whole_pieces = false;  // a piece that is a token is taken without merging (ignore_merges)
 };

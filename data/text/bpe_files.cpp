@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <unordered_map>
 
 #include "core/error.h"
 #include "data/text/bpe.h"
+#include "data/text/json.h"
 #include "data/text/utf8.h"
 
 namespace fovea::data {
@@ -139,6 +139,7 @@ void read_added(const Json& list, BpeModel& model) {
     refuse_other(token, what, {"id", "content", "special", "normalized"});
     FOVEA_CHECK(!content.empty(), "an added token is empty");
     FOVEA_CHECK(model.added.emplace(content, checked_id(token.at("id"), content)).second, what, " stands twice");
+    if (token.value("normalized", false)) model.added_last.insert(content);
   }
 }
 
@@ -208,7 +209,7 @@ const std::array<Encoding, 5>& encodings() {
   static const std::string contraction = R"((?i:'s|'t|'re|'ve|'m|'ll|'d))";
   static const std::string r50k(kGpt2Split);
   static const std::string cl100k =
-      contraction + R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+      contraction + R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s++\z|\s*[\r\n]+|\s+(?!\S)|\s+)";
   static const std::string upper = R"([\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])", lower = R"([\p{Ll}\p{Lm}\p{Lo}\p{M}])";
   static const std::string before = R"([^\r\n\p{L}\p{N}]?)";
   static const std::string o200k = before + upper + "*" + lower + "+" + contraction + "?|" + before + upper + "+" +
@@ -251,14 +252,14 @@ void add_all_merges(BpeModel& model) {
 }  // namespace
 
 BpeModel read_huggingface(std::string_view json, const std::string& path) {
-  return with_path(path, [&] { return parse_huggingface(Json::parse(json)); });
+  return with_path(path, [&] { return parse_huggingface(parse_json(json)); });
 }
 
 BpeModel read_gpt2(std::string_view encoder, std::string_view merges, const std::string& path) {
   return with_path(path, [&] {
     BpeModel model;
     constexpr const char* kEnd = "<|endoftext|>";
-    Json vocab = Json::parse(encoder);
+    Json vocab = parse_json(encoder);
     FOVEA_CHECK(vocab.is_object(), "its vocabulary is no object of tokens and ids");
     if (vocab.contains(kEnd)) {
       model.added.emplace(kEnd, checked_id(vocab[kEnd], kEnd));
@@ -267,7 +268,8 @@ BpeModel read_gpt2(std::string_view encoder, std::string_view merges, const std:
     Vocabulary vocabulary(vocab, model);
     for (size_t begin = 0; begin < merges.size();) {
       const size_t end = std::min(merges.find('\n', begin), merges.size());
-      const std::string line(merges.substr(begin, end - begin));
+      std::string line(merges.substr(begin, end - begin));
+      if (line.ends_with('\r')) line.pop_back();
       if (!line.empty() && !(begin == 0 && line.starts_with("#version"))) vocabulary.merge(line);
       begin = end + 1;
     }
@@ -332,7 +334,7 @@ std::string write_huggingface(const BpeModel& model) {
                      {"single_word", false},
                      {"lstrip", false},
                      {"rstrip", false},
-                     {"normalized", false},
+                     {"normalized", model.added_last.contains(text)},
                      {"special", true}});
   }
   const auto byte_level = [](bool use_regex) {

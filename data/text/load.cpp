@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <nlohmann/json.hpp>
-
 #include "core/error.h"
 #include "core/io/file.h"
 #include "data/text/bpe.h"
+#include "data/text/json.h"
 #include "data/text/kinds.h"
 
 namespace fovea::data {
@@ -24,10 +23,11 @@ std::filesystem::path merges_beside(const std::filesystem::path& encoder) {
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path) {
   const std::string text = read_file(path);
-  if (path.extension() == ".tiktoken") return make_bpe(read_tiktoken(text, path));
-  const auto json = nlohmann::json::parse(text, nullptr, false);
-  FOVEA_CHECK(!json.is_discarded() && json.is_object(), "tokenizer ", path.string(), ": is no JSON object");
+  const std::string where = concat("tokenizer ", path.string(), ": ");
   try {
+    if (path.extension() == ".tiktoken") return make_bpe(read_tiktoken(text, path));
+    const nlohmann::json json = parse_json(text);
+    FOVEA_CHECK(json.is_object(), "is no JSON object");
     if (json.contains("model") && json["model"].is_object()) return make_bpe(read_huggingface(text, path.string()));
     if (!json.contains("kind") || !json["kind"].is_string())
       return make_bpe(read_gpt2(text, read_file(merges_beside(path)), path.string()));
@@ -36,10 +36,12 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path) {
     if (kind == "characters") return character_tokenizer(json.at("characters").get<std::vector<std::string>>());
     throw Error(concat("kind \"", kind, "\"; expected bytes or characters"));
   } catch (const nlohmann::json::exception& e) {
-    throw Error(concat("tokenizer ", path.string(), ": ", e.what()));
+    throw Error(where + e.what());
   } catch (const Error& e) {
-    if (std::string_view(e.what()).starts_with("tokenizer " + path.string())) throw;
-    throw Error(concat("tokenizer ", path.string(), ": ", e.what()));
+    std::string_view what = e.what();
+    if (what.starts_with("tokenizer " + path.string())) throw;
+    if (what.starts_with("tokenizer: ")) what.remove_prefix(std::string_view("tokenizer: ").size());
+    throw Error(concat(where, what));
   }
 }
 

@@ -34,7 +34,11 @@ class ByteTokenizer final : public Tokenizer {
 class CharacterTokenizer final : public Tokenizer {
  public:
   explicit CharacterTokenizer(std::vector<std::string> characters) : characters_(std::move(characters)) {
-    for (size_t i = 0; i < characters_.size(); ++i) ids_[characters_[i]] = static_cast<int64_t>(i);
+    for (size_t i = 0; i < characters_.size(); ++i) {
+      const std::string& c = characters_[i];
+      FOVEA_CHECK(!c.empty() && strict_utf8_length(c, 0) == c.size(), "tokenizer: entry ", i, " of the characters is \"", c, "\"; expected one character");
+      ids_[c] = static_cast<int64_t>(i);
+    }
     FOVEA_CHECK(!characters_.empty(), "tokenizer: a vocabulary of no characters; is the text empty?");
     FOVEA_CHECK(ids_.size() == characters_.size(), "tokenizer: a character stands twice in the vocabulary");
   }

@@ -16,6 +16,22 @@ std::string message_of(int code) {
   return reinterpret_cast<const char*>(text);
 }
 
+// PCRE2's \s holds U+180E, which Unicode's White_Space and so the engines that tokenizers are made with do not.
+std::string with_unicode_space(const std::string& pattern) {
+  std::string out;
+  for (size_t i = 0; i < pattern.size(); ++i) {
+    const bool escape = pattern[i] == '\\' && i + 1 < pattern.size();
+    if (escape && (pattern[i + 1] == 's' || pattern[i + 1] == 'S')) {
+      out += pattern[i + 1] == 's' ? R"(\p{White_Space})" : R"(\P{White_Space})";
+    } else {
+      out += pattern[i];
+      if (escape) out += pattern[i + 1];
+    }
+    if (escape) ++i;
+  }
+  return out;
+}
+
 struct FreeMatch {
   void operator()(pcre2_match_data* match) const { pcre2_match_data_free(match); }
 };
@@ -26,8 +42,10 @@ struct Splitter::Compiled {
   explicit Compiled(const std::string& pattern) {
     int error = 0;
     PCRE2_SIZE offset = 0;
-    code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF | PCRE2_UCP, &error,
-                         &offset, nullptr);
+    // Lines end at ^ and $ as they do for Oniguruma, which runs the patterns of tokenizer.json files.
+    const std::string known = with_unicode_space(pattern);
+    code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(known.data()), known.size(),
+                         PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, nullptr);
     FOVEA_CHECK(code != nullptr, "tokenizer: the split pattern \"", pattern, "\" does not compile: ", message_of(error),
                 " at offset ", offset);
     // Without machine code (a platform PCRE2 has no JIT for) the same matches come from its interpreter.

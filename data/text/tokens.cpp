@@ -10,8 +10,8 @@ namespace fovea::data {
 
 void TokensOptions::describe(config::Fields& f) {
   f.add("path", path, "folder with train.bin, val.bin and, for text, tokenizer.json (fovea data prepare makes one)", config::non_empty());
-  f.add("context", context, "length of a sample", config::at_least(1), "tokens");
-  f.add("vocab_size", vocab_size, "ids are below this; 0: what tokenizer.json or the file's header says", config::at_least(0));
+  f.add("context", context, "length of a sample", config::from_to(1, 1 << 24), "tokens");
+  f.add("vocab_size", vocab_size, "ids are below this; 0: what tokenizer.json or the file's header says", config::from_to(0, 1 << 24));
 }
 
 // ---- files -------------------------------------------------------------------------------------------------------
@@ -21,9 +21,13 @@ TokenFile::TokenFile(const std::filesystem::path& path) : file_(path) {
   const auto bytes = file_.bytes();
   const auto size = static_cast<int64_t>(bytes.size());
   int32_t header[3] = {};
-  if (size >= kHeaderBytes) std::memcpy(header, bytes.data(), sizeof header);
-  const bool narrow = header[0] == 20240520 && header[1] == 1, wide = header[0] == 20240801 && header[1] == 7;
+  std::memcpy(header, bytes.data(), std::min(bytes.size(), sizeof header));
+  FOVEA_CHECK(header[0] != 20240522 && header[0] != 20240328 && (header[0] < 20240326 || header[0] > 20240327), "tokens ", path.string(),
+              ": is a file of llm.c that holds no tokens (magic ", header[0], "); expected magic 20240520 or 20240801");
+  const bool narrow = header[0] == 20240520, wide = header[0] == 20240801;
   if (narrow || wide) {
+    FOVEA_CHECK(size >= kHeaderBytes, "tokens ", path.string(), ": ", size, " bytes are less than the header of ", kHeaderBytes, "; the file is cut short");
+    FOVEA_CHECK(header[1] == (wide ? 7 : 1), "tokens ", path.string(), ": magic ", header[0], " with version ", header[1], "; expected version ", wide ? 7 : 1);
     width_ = wide ? 4 : 2;
     count_ = header[2];
     ids_ = bytes.data() + kHeaderBytes;
@@ -36,6 +40,15 @@ TokenFile::TokenFile(const std::filesystem::path& path) : file_(path) {
     ids_ = bytes.data();
   }
   FOVEA_CHECK(count_ > 0, "tokens ", path.string(), ": holds no tokens");
+}
+
+int64_t TokenFile::largest() const {
+  const auto maximum = [this](auto id) {
+    const auto* ids = reinterpret_cast<const decltype(id)*>(ids_);
+    for (int64_t i = 0; i < count_; ++i) id = std::max(id, ids[i]);
+    return static_cast<int64_t>(id);
+  };
+  return width_ == 2 ? maximum(uint16_t{0}) : maximum(uint32_t{0});
 }
 
 void write_token_file(const std::filesystem::path& path, std::span<const int64_t> ids) {
@@ -75,6 +88,7 @@ class TokensSource final : public Source {
                               : file_.implied_vocab()      ? *file_.implied_vocab()
                                                            : 0;
     FOVEA_CHECK(description_.vocab_size > 0, "tokens ", options.path, ": has neither tokenizer.json nor a header; set data.vocab_size");
+    check_ids();
     FOVEA_CHECK(file_.size() > options.context, "tokens ", file_.path().string(), ": ", file_.size(), " tokens are too few for a context of ",
                 options.context, "; a sample needs ", options.context + 1);
   }
@@ -94,11 +108,9 @@ class TokensSource final : public Source {
     for (const Sample& sample : samples) {
       const int64_t phase = split_ == Split::train ? static_cast<int64_t>(random_below(RngKey(seed, "phase", "", sample.epoch), 0, static_cast<uint64_t>(slack))) : 0;
       const int64_t start = sample.index * n + phase;
-      int64_t id = checked(start);
       for (int64_t t = 0; t < n; ++t) {
-        *inputs++ = id;
-        id = checked(start + t + 1);
-        *targets++ = id;
+        *inputs++ = file_[start + t];
+        *targets++ = file_[start + t + 1];
       }
     }
     return batch;
@@ -106,11 +118,13 @@ class TokensSource final : public Source {
 
  private:
   int64_t context() const { return description_.context; }
-  int64_t checked(int64_t at) const {
-    const int64_t id = file_[at];
-    FOVEA_CHECK(id < description_.vocab_size, "tokens ", file_.path().string(), ": id ", id, " at position ", at, " is outside the vocabulary of ",
-                description_.vocab_size);
-    return id;
+  // Once, before anything is trained on them. Two passes: the first is a maximum that compilers know how to make fast.
+  void check_ids() const {
+    if (file_.largest() < description_.vocab_size) return;
+    int64_t at = 0;
+    while (file_[at] < description_.vocab_size) ++at;
+    throw Error(concat("tokens ", file_.path().string(), ": id ", file_[at], " at position ", at, " is outside the vocabulary of ",
+                       description_.vocab_size));
   }
 
   TokenFile file_;

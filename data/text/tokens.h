@@ -27,6 +27,8 @@ class TokenFile {
   int64_t operator[](int64_t i) const {
     return width_ == 2 ? reinterpret_cast<const uint16_t*>(ids_)[i] : reinterpret_cast<const uint32_t*>(ids_)[i];
   }
+  // The largest id; reads the whole file.
+  int64_t largest() const;
   // The vocabulary that the header implies, if it has one.
   std::optional<int64_t> implied_vocab() const { return vocab_; }
   const std::filesystem::path& path() const { return file_.path(); }

@@ -9,24 +9,8 @@
 
 namespace fovea::data {
 
-// Bytes of the character that starts at text[at]; throws naming the offset of bytes that are no UTF-8.
-inline size_t utf8_length(std::string_view text, size_t at) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char first = byte(at);
-  const size_t length = first < 0x80              ? 1
-                        : (first >> 5) == 0b110   ? 2
-                        : (first >> 4) == 0b1110  ? 3
-                        : (first >> 3) == 0b11110 ? 4
-                                                  : 0;
-  bool good = length > 0 && at + length <= text.size();
-  for (size_t i = 1; good && i < length; ++i) good = (byte(at + i) >> 6) == 0b10;
-  FOVEA_CHECK(good, "text: byte ", at, " (value ", static_cast<int>(first),
-              ") is not UTF-8; prepare it with --tokenizer bytes");
-  return length;
-}
-
-// The same to the letter of RFC 3629 (no overlong forms, no surrogates, nothing above U+10FFFF), and 0 instead of an
-// error.
+// Bytes of the character that starts at text[at], to the letter of RFC 3629 (no overlong forms, no surrogates, nothing
+// above U+10FFFF); 0 for bytes that are no UTF-8.
 inline size_t strict_utf8_length(std::string_view text, size_t at) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char first = byte(at);
@@ -46,6 +30,14 @@ inline size_t strict_utf8_length(std::string_view text, size_t at) {
                     : first == 0xf4 ? second <= 0x8f
                                     : true;
   return good ? length : 0;
+}
+
+// The same; throws naming the offset of bytes that are no UTF-8.
+inline size_t utf8_length(std::string_view text, size_t at) {
+  const size_t length = strict_utf8_length(text, at);
+  FOVEA_CHECK(length > 0, "text: byte ", at, " (value ", static_cast<int>(static_cast<unsigned char>(text[at])),
+              ") is not UTF-8; prepare it with --tokenizer bytes");
+  return length;
 }
 
 // Appends the UTF-8 of a code point.
