@@ -6,6 +6,7 @@
 #include <set>
 #include <sstream>
 
+#include "data/gzip.h"
 #include "data/image/images.h"
 #include "data/loader.h"
 #include "data/prepare.h"
@@ -84,6 +85,27 @@ TEST_F(Data, TokenFilesOfLlmCAreRecognised) {
   EXPECT_EQ(file.implied_vocab(), 50257);
   put("a.bin", content.substr(0, content.size() - 2));
   EXPECT_ERROR(TokenFile(folder / "a.bin"), "1034 bytes, but the file has 1032");
+  // Cut inside the header, another version, other kinds of llm.c's files, and counts that no file has.
+  const auto with = [&](int32_t magic, int32_t version, int32_t count) {
+    std::string changed = content;
+    const int32_t words[3] = {magic, version, count};
+    std::memcpy(changed.data(), words, sizeof words);
+    return changed;
+  };
+  for (const size_t keep : {size_t{4}, size_t{10}, size_t{512}, size_t{1022}}) {
+    put("a.bin", content.substr(0, keep));
+    EXPECT_ERROR(TokenFile(folder / "a.bin"), "a.bin: " + std::to_string(keep) + " bytes are less than the header of 1024");
+  }
+  put("a.bin", with(20240520, 2, 5));
+  EXPECT_ERROR(TokenFile(folder / "a.bin"), "magic 20240520 with version 2; expected version 1");
+  for (const int32_t magic : {20240522, 20240326, 20240327, 20240328}) {
+    put("a.bin", with(magic, 1, 5));
+    EXPECT_ERROR(TokenFile(folder / "a.bin"), "is a file of llm.c that holds no tokens (magic " + std::to_string(magic) + ")");
+  }
+  for (const int32_t count : {-1, -5, 0, 6, 2147483647, -2147483647}) {
+    put("a.bin", with(20240520, 1, count));
+    EXPECT_ERROR(TokenFile(folder / "a.bin"), "a.bin: the header says");
+  }
 }
 
 TEST_F(Data, TokenFilesThatCannotBeUsedAreRefused) {
@@ -100,8 +122,8 @@ TEST_F(Data, TokenFilesThatCannotBeUsedAreRefused) {
   options.vocab_size = 5;
   EXPECT_ERROR(make_tokens(options, Split::train), "1 tokens are too few for a context of 4");
   put("train.bin", std::string("\1\0\2\0\3\0\4\0\5\0", 10));
-  const Sample sample{0, 0, 0};
-  EXPECT_ERROR(make_tokens(options, Split::train)->make({&sample, 1}, 1), "id 5 at position 4 is outside the vocabulary of 5");
+  // When it is opened: not a thousand steps later.
+  EXPECT_ERROR(make_tokens(options, Split::train), "id 5 at position 4 is outside the vocabulary of 5");
 }
 
 TEST_F(Data, PreparesATextAndRefusesAnEmptyOne) {
@@ -119,10 +141,42 @@ TEST_F(Data, PreparesATextAndRefusesAnEmptyOne) {
   const size_t held_out = text.size() / 10;
   EXPECT_EQ(shown, text.substr(text.size() - held_out, 16));
   put("empty.txt", "");
-  EXPECT_ERROR(prepare_text(folder / "empty.txt", folder / "none", {}, log), "the text is empty");
+  EXPECT_ERROR(prepare_text(folder / "empty.txt", folder / "none", {}, log), "empty.txt is empty");
   put("one.txt", "x");
   EXPECT_ERROR(prepare_text(folder / "one.txt", folder / "none", {}, log), "too short");
   EXPECT_FALSE(std::filesystem::exists(folder / "none"));
+}
+
+TEST_F(Data, AFailedPreparationLeavesTheOldSetWhole) {
+  put("text.txt", "aaaa bbbb cccc dddd eeee ffff gggg hhhh");
+  std::ostringstream log;
+  prepare_text(folder / "text.txt", folder / "set", {}, log);
+  const std::string train = read_file(folder / "set" / "train.bin"), letters = read_file(folder / "set" / "tokenizer.json");
+  std::filesystem::remove(folder / "set" / "val.bin");
+  std::filesystem::create_directory(folder / "set" / "val.bin");  // cannot be replaced by a file
+  PrepareOptions other;
+  other.tokenizer = "bytes";
+  EXPECT_ERROR(prepare_text(folder / "text.txt", folder / "set", other, log), "val.bin: is a folder");
+  EXPECT_EQ(read_file(folder / "set" / "train.bin"), train);
+  EXPECT_EQ(read_file(folder / "set" / "tokenizer.json"), letters);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder / "set"), {}), 3);
+  // Bytes that a lenient reader takes for UTF-8, but JSON could not hold: overlong forms and surrogates.
+  for (const std::string bad : {"abcdefgh\xc0\xaf", "abcdefgh\xed\xa0\x80", "abcdefgh\xf4\x90\x80\x80", "abcdefgh\xe0\x80\xaf"}) {
+    put("text.txt", bad);
+    EXPECT_ERROR(prepare_text(folder / "text.txt", folder / "none", {}, log), "text: byte 8 ");
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder / "none"));
+}
+
+TEST_F(Data, CharactersOfAFileAreSingle) {
+  for (const std::string entry : {"ab", "", "\\u0061\\u0301"}) {
+    put("t.json", R"({"kind": "characters", "characters": ["x", ")" + entry + R"("]})");
+    EXPECT_ERROR(load_tokenizer(folder / "t.json"), "t.json: entry 1 of the characters is");
+  }
+  put("t.json", R"({"kind": "characters", "characters": ["x", "x"]})");
+  EXPECT_ERROR(load_tokenizer(folder / "t.json"), "stands twice");
+  put("t.json", R"({"kind": "characters", "characters": 3})");
+  EXPECT_ERROR(load_tokenizer(folder / "t.json"), "t.json");
 }
 
 // ---- IDX ---------------------------------------------------------------------------------------------------------
@@ -171,9 +225,34 @@ TEST_F(Data, IdxReadsPlainAndGzipAndRefusesDamage) {
   EXPECT_ERROR(make_idx(options, Split::train), "2 images, but");
   put("train-labels-idx1-ubyte.gz", gzip(idx({2}, "\3\xc8")));
   EXPECT_ERROR(make_idx(options, Split::train), "label 200");
+  // Sizes whose product passes 64 bits, and a size of none.
+  for (const auto& sizes : {std::vector<uint32_t>{1u << 20, 1u << 19, 2147483647u}, {2147483647u, 2147483647u, 2147483647u}, {1u << 22, 1u << 22, 1u << 20}}) {
+    put("train-images-idx3-ubyte", idx(sizes, "abc"));
+    EXPECT_ERROR(make_idx(options, Split::train), "the sizes in the header pass 64 bits, the file holds 3 values");
+  }
+  put("train-images-idx3-ubyte", idx({2147483647u, 2147483647u, 1}, "abc"));
+  EXPECT_ERROR(make_idx(options, Split::train), "promises 4611686014132420609 values, the file holds 3");
+  put("train-images-idx3-ubyte", idx({2, 0, 3}, ""));
+  EXPECT_ERROR(make_idx(options, Split::train), "axis 1 has size 0");
   put("train-images-idx3-ubyte", "garbage of some length here");
   EXPECT_ERROR(make_idx(options, Split::train), "does not start with 00 00 08 03");
   EXPECT_ERROR(make_idx(options, Split::val), "has no t10k-images-idx3-ubyte");
+}
+
+TEST_F(Data, GzipFilesMayHoldSeveralMembersAndNothingElse) {
+  put("a.gz", gzip("one ") + gzip("two"));
+  EXPECT_EQ(read_maybe_gzip(folder / "a.gz"), "one two");
+  put("a.gz", gzip("one ") + "junk after it");
+  EXPECT_ERROR(read_maybe_gzip(folder / "a.gz"), "gzip " + (folder / "a.gz").string());
+  const std::string whole = gzip(std::string(5000, 'x') + "end");
+  for (size_t keep = 2; keep < whole.size(); ++keep) {
+    put("a.gz", whole.substr(0, keep));
+    EXPECT_ERROR(read_maybe_gzip(folder / "a.gz"), "the file is cut short");
+  }
+  std::string damaged = whole;
+  damaged[whole.size() - 6] = static_cast<char>(damaged[whole.size() - 6] ^ 1);  // its CRC-32
+  put("a.gz", damaged);
+  EXPECT_ERROR(read_maybe_gzip(folder / "a.gz"), "incorrect data check");
 }
 
 TEST(Augment, FlipsAndShiftsByTheDraw) {

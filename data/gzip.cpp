@@ -3,6 +3,8 @@
 
 #include <zlib.h>
 
+#include <limits>
+
 #include "core/error.h"
 #include "core/io/file.h"
 
@@ -19,10 +21,15 @@ std::string read_maybe_gzip(const std::filesystem::path& path) {
   } const end{&stream};
   std::string content;
   stream.next_in = reinterpret_cast<Bytef*>(packed.data());
+  FOVEA_CHECK(packed.size() <= std::numeric_limits<uInt>::max(), "gzip ", path.string(), ": ", packed.size(), " bytes are more than zlib takes at once; unpack it");
   stream.avail_in = static_cast<uInt>(packed.size());
   std::string piece(1 << 20, '\0');
   int status = Z_OK;
-  while (status != Z_STREAM_END) {
+  while (true) {
+    if (status == Z_STREAM_END) {  // a file may hold several members, one after another
+      if (stream.avail_in == 0) return content;
+      inflateReset(&stream);
+    }
     stream.next_out = reinterpret_cast<Bytef*>(piece.data());
     stream.avail_out = static_cast<uInt>(piece.size());
     status = inflate(&stream, Z_NO_FLUSH);
@@ -30,7 +37,6 @@ std::string read_maybe_gzip(const std::filesystem::path& path) {
                 status == Z_BUF_ERROR ? "the file is cut short" : stream.msg != nullptr ? stream.msg : "damaged");
     content.append(piece, 0, piece.size() - stream.avail_out);
   }
-  return content;
 }
 
 }  // namespace fovea::data

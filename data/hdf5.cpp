@@ -1,18 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data/hdf5.h"
 
+#include <charconv>
+#include <cmath>
+
 #include "core/io/hdf5.h"
 
 namespace fovea::data {
 
 void Hdf5Options::describe(config::Fields& f) {
   ImageOptions::describe(f);
-  f.add("vocab_size", vocab_size, "of sequences; 0: the file's attribute vocab_size", config::at_least(0));
+  f.add("vocab_size", vocab_size, "of sequences; 0: the file's attribute vocab_size", config::from_to(0, 1 << 24));
 }
 
 namespace {
 
 using Reader = std::unique_ptr<Hdf5Reader>;
+
+constexpr int64_t kMostClasses = int64_t{1} << 20;
+constexpr int64_t kMostTokens = int64_t{1} << 24;  // in a vocabulary
+
+// The attribute vocab_size of the whole file.
+int64_t stored_vocab(const Hdf5Reader& file) {
+  const std::string text = file.attribute("/", "vocab_size").value_or("");
+  FOVEA_CHECK(!text.empty(), "hdf5 ", file.path(), ": has no attribute vocab_size; set data.vocab_size");
+  int64_t value = 0;
+  const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
+  FOVEA_CHECK(code == std::errc{} && rest == text.data() + text.size() && value >= 1 && value <= kMostTokens, "hdf5 ", file.path(),
+              ": attribute vocab_size is \"", text, "\"; expected an integer from 1 to ", kMostTokens);
+  return value;
+}
 
 class Hdf5Images final : public ImageSource {
  public:
@@ -20,25 +37,40 @@ class Hdf5Images final : public ImageSource {
       : ImageSource(options, split), file_(std::move(file)), images_(group + "/images") {
     const std::string where = concat("hdf5 ", options.path, ": ", group);
     const Shape shape = file_->shape(images_);
-    FOVEA_CHECK((shape.rank() == 3 || shape.rank() == 4) && shape[0] >= 1, where, "/images is ", shape, "; expected [N, C, H, W] or [N, H, W]");
-    FOVEA_CHECK(file_->has(group + "/labels"), where, " has images but no labels");
-    labels_ = file_->read(group + "/labels").to_vector<int64_t>();
+    FOVEA_CHECK((shape.rank() == 3 || shape.rank() == 4) && shape.numel() >= 1, where, "/images is ", shape, "; expected [N, C, H, W] or [N, H, W]");
+    const Dtype dtype = file_->dtype(images_);
+    FOVEA_CHECK(dtype == Dtype::u8 || is_floating(dtype), where, "/images holds ", dtype, "; expected u8, or floats in [0, 1]");
+    labels_ = labels(group);
     FOVEA_CHECK(static_cast<int64_t>(labels_.size()) == shape[0], where, " has ", shape[0], " images but ", labels_.size(), " labels");
     // The training labels say how many classes there are.
     int64_t classes = 0;
-    for (int64_t l : group == "train" ? labels_ : file_->read("train/labels").to_vector<int64_t>()) classes = std::max(classes, l + 1);
+    for (int64_t l : group == "train" ? labels_ : labels("train")) classes = std::max(classes, l + 1);
     describe(std::filesystem::path(options.path).stem().string(), shape.rank() == 4 ? shape[1] : 1, shape[-2], shape[-1], classes);
     check_labels(where + "/labels");
   }
   int64_t size() const override { return static_cast<int64_t>(labels_.size()); }
 
  private:
+  std::vector<int64_t> labels(const std::string& group) const {
+    const std::string name = group + "/labels", where = concat("hdf5 ", file_->path(), ": ", name);
+    FOVEA_CHECK(file_->has(name), "hdf5 ", file_->path(), ": ", group, " has images but no labels");
+    const Dtype dtype = file_->dtype(name);
+    FOVEA_CHECK(!is_floating(dtype), where, " holds ", dtype, "; expected integers");
+    std::vector<int64_t> values = file_->read(name).to_vector<int64_t>();
+    for (size_t i = 0; i < values.size(); ++i) {
+      FOVEA_CHECK(values[i] >= 0 && values[i] < kMostClasses, where, ": label ", values[i], " of image ", i, " is outside [0, ", kMostClasses, ')');
+    }
+    return values;
+  }
   int64_t label(int64_t index) const override { return labels_[static_cast<size_t>(index)]; }
   void pixels(int64_t index, float* out) const override {
     const Tensor image = file_->read_rows(images_, index, index + 1);
     const std::vector<float> values = image.to_vector<float>();
     const float scale = image.dtype() == Dtype::u8 ? 1.0f / 255.0f : 1.0f;
-    for (size_t p = 0; p < values.size(); ++p) out[p] = values[p] * scale;
+    for (size_t p = 0; p < values.size(); ++p) {
+      FOVEA_CHECK(std::isfinite(values[p]), "hdf5 ", file_->path(), ": ", images_, " row ", index, " holds ", values[p], " at ", p);
+      out[p] = values[p] * scale;
+    }
   }
   Reader file_;
   std::string images_;
@@ -55,11 +87,13 @@ class Hdf5Sequences final : public Source {
       FOVEA_CHECK(file_->has(targets_), where_, group, " has inputs but no targets");
       FOVEA_CHECK(file_->shape(targets_) == shape, where_, inputs_, " is ", shape, " but ", targets_, " is ", file_->shape(targets_));
     }
+    for (const std::string& name : {inputs_, targets_}) {
+      FOVEA_CHECK(name.empty() || !is_floating(file_->dtype(name)), where_, name, " holds ", file_->dtype(name), "; expected integers");
+    }
     rows_ = shape[0];
     description_.name = std::filesystem::path(options.path).stem().string();
     description_.context = shape[1] - (paired ? 0 : 1);
-    description_.vocab_size = options.vocab_size > 0 ? options.vocab_size : std::stoll(file_->attribute("/", "vocab_size").value_or("0"));
-    FOVEA_CHECK(description_.vocab_size > 0, where_, "has no attribute vocab_size; set data.vocab_size");
+    description_.vocab_size = options.vocab_size > 0 ? options.vocab_size : stored_vocab(*file_);
   }
   int64_t size() const override { return rows_; }
 
@@ -93,6 +127,7 @@ class Hdf5Sequences final : public Source {
 }  // namespace
 
 std::unique_ptr<Source> make_hdf5(const Hdf5Options& options, Split split) {
+  FOVEA_CHECK(!options.path.empty(), "hdf5: data.path is not set; it names the file");
   auto file = std::make_unique<Hdf5Reader>(options.path);
   const std::string group = split == Split::train ? "train" : "val";
   FOVEA_CHECK(file->has(group), "hdf5 ", options.path, ": has no group ", group);

@@ -36,12 +36,15 @@ void write_text(const std::string& text, const std::filesystem::path& folder, co
   const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(text, options);
   const std::vector<int64_t> ids = tokenizer->encode(text);
   const auto held_out = static_cast<size_t>(static_cast<double>(ids.size()) * options.val_fraction);
-  FOVEA_CHECK(held_out >= 2 && ids.size() - held_out >= 2, "data: a text of ", ids.size(), " tokens is too short to split");
+  FOVEA_CHECK(held_out >= 2 && ids.size() - held_out >= 2, "data: a text of ", ids.size(), " tokens is too short to hold out ",
+              options.val_fraction, " of it; both parts need at least 2");
   make_folder(folder);
   const std::span<const int64_t> all(ids);
-  write_token_file(folder / "train.bin", all.first(ids.size() - held_out));
-  write_token_file(folder / "val.bin", all.last(held_out));
-  replace_file(folder / "tokenizer.json", tokenizer->to_json());
+  replace_files(folder, [&](const std::filesystem::path& temporary) {
+    write_token_file(temporary / "train.bin", all.first(ids.size() - held_out));
+    write_token_file(temporary / "val.bin", all.last(held_out));
+    replace_file(temporary / "tokenizer.json", tokenizer->to_json());
+  });
   log << folder.string() << ": " << ids.size() - held_out << " training and " << held_out << " held-out tokens, vocabulary of "
       << tokenizer->vocab_size() << " (" << options.tokenizer << ")\n";
 }
@@ -65,7 +68,9 @@ std::string output_of(const std::string& command) {
 }  // namespace
 
 void prepare_text(const std::filesystem::path& text, const std::filesystem::path& folder, const PrepareOptions& options, std::ostream& log) {
-  write_text(read_file(text), folder, options, log);
+  const std::string content = read_file(text);
+  FOVEA_CHECK(!content.empty(), "data: the text ", text.string(), " is empty");
+  write_text(content, folder, options, log);
 }
 
 void prepare_kjv(const std::filesystem::path& folder, const PrepareOptions& options, std::ostream& log) {
@@ -89,9 +94,11 @@ void prepare_fashion_mnist(const std::filesystem::path& folder, std::ostream& lo
   const std::filesystem::path packed = "/usr/share/datasets/fashion-mnist";
   FOVEA_CHECK(std::filesystem::is_directory(packed), "data: ", packed.string(), " is missing; install it with: apt-get install dataset-fashion-mnist");
   make_folder(folder);
-  for (const std::string name : {"train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"}) {
-    replace_file(folder / name, read_maybe_gzip(packed / (name + ".gz")));
-  }
+  replace_files(folder, [&](const std::filesystem::path& temporary) {
+    for (const std::string name : {"train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"}) {
+      replace_file(temporary / name, read_maybe_gzip(packed / (name + ".gz")));
+    }
+  });
   log << folder.string() << ": 60000 training and 10000 test images of 28 x 28 in 10 classes\n";
 }
 

@@ -9,8 +9,8 @@ namespace fovea::data {
 void AugmentOptions::describe(config::Fields& f) {
   f.add("crop_area", crop_area, "crop at least this share of the area and stretch it to the whole; 1: no crop", {"above 0, at most 1", [](double v) { return v > 0.0 && v <= 1.0; }, {}, false});
   f.add("flip", flip, "mirror left and right half of the time");
-  f.add("crop_padding", crop_padding, "shift by up to this many pixels each way", config::at_least(0), "pixels");
-  f.add("randaugment_ops", randaugment_ops, "RandAugment: random operations on an image", config::at_least(0));
+  f.add("crop_padding", crop_padding, "shift by up to this many pixels each way", config::from_to(0, 1 << 14), "pixels");
+  f.add("randaugment_ops", randaugment_ops, "RandAugment: random operations on an image", config::from_to(0, 100));
   f.add("randaugment_magnitude", randaugment_magnitude, "RandAugment: their strength", {"from 0 to 10", [](double v) { return v >= 0.0 && v <= 10.0; }, {}, false});
   f.add("erase", erase, "probability that a random rectangle becomes noise", config::fraction());
   f.add("mixup", mixup, "alpha of mixup; 0: none", config::between(0.0, 5.0));

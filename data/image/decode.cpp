@@ -50,18 +50,18 @@ void jpeg_fatal(j_common_ptr codec) {
   std::longjmp(errors->escape, 1);
 }
 
-// Header and size, then the lines; false with a message in `errors`. Nothing with a destructor lives across the jump.
-bool jpeg_begin(jpeg_decompress_struct& codec, JpegErrors& errors, const std::string& bytes) {
+// The header, then the lines; false with a message in `errors`. Nothing with a destructor lives across the jump.
+bool jpeg_header(jpeg_decompress_struct& codec, JpegErrors& errors, const std::string& bytes) {
   if (setjmp(errors.escape) != 0) return false;
   jpeg_mem_src(&codec, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size());
   jpeg_read_header(&codec, TRUE);
   codec.out_color_space = JCS_RGB;
-  jpeg_start_decompress(&codec);
   return true;
 }
 
 bool jpeg_lines(jpeg_decompress_struct& codec, JpegErrors& errors, uint8_t* out) {
   if (setjmp(errors.escape) != 0) return false;
+  jpeg_start_decompress(&codec);
   while (codec.output_scanline < codec.output_height) {
     JSAMPROW row = out + static_cast<size_t>(codec.output_scanline) * codec.output_width * 3;
     jpeg_read_scanlines(&codec, &row, 1);
@@ -80,8 +80,8 @@ Rgb decode_jpeg(const std::string& bytes, const std::string& file) {
   errors.manager.error_exit = jpeg_fatal;
   errors.manager.output_message = [](j_common_ptr) {};
   jpeg_create_decompress(&codec.c);
-  FOVEA_CHECK(jpeg_begin(codec.c, errors, bytes), "image ", file, ": ", errors.message);
-  Rgb rgb{codec.c.output_height, codec.c.output_width, {}};
+  FOVEA_CHECK(jpeg_header(codec.c, errors, bytes), "image ", file, ": ", errors.message);
+  Rgb rgb{codec.c.image_height, codec.c.image_width, {}};  // before libjpeg makes room for all of it
   check_size(file, rgb.height, rgb.width);
   rgb.values.resize(static_cast<size_t>(rgb.height * rgb.width * 3));
   FOVEA_CHECK(jpeg_lines(codec.c, errors, rgb.values.data()), "image ", file, ": ", errors.message);

@@ -18,15 +18,15 @@ Idx read_idx(const std::filesystem::path& path, size_t rank) {
   const auto byte = [&](size_t i) { return static_cast<int64_t>(static_cast<unsigned char>(idx.bytes[i])); };
   FOVEA_CHECK(idx.bytes.size() >= 4 + 4 * rank && byte(0) == 0 && byte(1) == 0 && byte(2) == 8 && byte(3) == static_cast<int64_t>(rank), "idx ",
               idx.file, ": does not start with 00 00 08 0", rank, "; no IDX file of ", rank, " axes of bytes");
+  const auto found = static_cast<int64_t>(idx.bytes.size()) - 4 - 4 * static_cast<int64_t>(rank);
   int64_t expected = 1;
   for (size_t axis = 0; axis < rank; ++axis) {
     const size_t at = 4 + 4 * axis;
     const int64_t size = (byte(at) << 24) | (byte(at + 1) << 16) | (byte(at + 2) << 8) | byte(at + 3);
-    FOVEA_CHECK(size >= 1 && size < (int64_t{1} << 31) && expected < (int64_t{1} << 40), "idx ", idx.file, ": axis ", axis, " has size ", size);
+    FOVEA_CHECK(size >= 1 && size < (int64_t{1} << 31), "idx ", idx.file, ": axis ", axis, " has size ", size);
     idx.sizes.push_back(size);
-    expected *= size;
+    FOVEA_CHECK(!__builtin_mul_overflow(expected, size, &expected), "idx ", idx.file, ": the sizes in the header pass 64 bits, the file holds ", found, " values");
   }
-  const auto found = static_cast<int64_t>(idx.bytes.size()) - 4 - 4 * static_cast<int64_t>(rank);
   FOVEA_CHECK(found == expected, "idx ", idx.file, ": the header promises ", expected, " values, the file holds ", found);
   return idx;
 }

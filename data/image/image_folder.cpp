@@ -11,8 +11,8 @@ namespace fs = std::filesystem;
 
 void ImageFolderOptions::describe(config::Fields& f) {
   ImageOptions::describe(f);
-  f.add("size", size, "height and width of a sample", config::at_least(1), "pixels");
-  f.add("resize", resize, "the shorter side becomes this many times `size` before the centre is cut out", config::at_least(1.0));
+  f.add("size", size, "height and width of a sample", config::from_to(1, 1 << 14), "pixels");
+  f.add("resize", resize, "the shorter side becomes this many times `size` before the centre is cut out", config::from_to(1, 100));
   f.add("val_fraction", val_fraction, "share held out of a folder that has no train/ and val/", {"above 0 and below 1", [](double v) { return v > 0.0 && v < 1.0; }, {}, false});
 }
 

@@ -6,6 +6,7 @@
 #include <jpeglib.h>
 #include <png.h>
 
+#include <limits>
 #include <numeric>
 #include <set>
 
@@ -99,6 +100,45 @@ TEST_F(Images, PngAndJpegAreDecodedAndDamageIsNamed) {
   EXPECT_ERROR(decode_image(folder / "b.jpg"), "b.jpg: ");
   put("c.png", "text");
   EXPECT_ERROR(decode_image(folder / "c.png"), "c.png: is neither PNG nor JPEG");
+}
+
+TEST_F(Images, FilesCutOrDamagedAnywhereNeverCrash) {
+  const Rgb rgb = ramp(24, 17, 9);
+  for (const auto& [name, whole] : {std::pair<std::string, std::string>{"a.png", as_png(rgb)}, {"b.jpg", as_jpeg(rgb)}}) {
+    const auto decode = [&, file = folder / name](const std::string& content) {
+      put(name, content);
+      try {
+        const Rgb image = decode_image(file);
+        EXPECT_EQ(image.values.size(), static_cast<size_t>(image.height * image.width * 3));
+      } catch (const Error& e) {
+        EXPECT_TRUE(std::string_view(e.what()).starts_with("image " + file.string())) << e.what();
+        return false;
+      }
+      return true;
+    };
+    size_t refused = 0;
+    for (size_t at = 0; at < whole.size(); at += 1 + at / 64) {
+      refused += decode(whole.substr(0, at)) ? 0 : 1;
+      for (const int bit : {0, 4, 7}) {
+        std::string damaged = whole;
+        damaged[at] = static_cast<char>(damaged[at] ^ (1 << bit));
+        decode(damaged);
+      }
+    }
+    EXPECT_GT(refused, 20u);
+    EXPECT_TRUE(decode(whole));
+    EXPECT_FALSE(decode(whole.substr(0, whole.size() / 2)));
+  }
+}
+
+TEST_F(Images, NoRoomIsMadeForTheSizeThatADamagedHeaderClaims) {
+  std::string huge = as_jpeg(ramp(16, 16, 0));
+  const size_t frame = huge.find("\xff\xc0");
+  ASSERT_NE(frame, std::string::npos);
+  huge[frame + 1] = '\xc2';  // progressive: libjpeg would hold all coefficients
+  for (const size_t at : {frame + 5, frame + 7}) huge.replace(at, 2, "\xff\xdc");
+  put("huge.jpg", huge);
+  EXPECT_ERROR(decode_image(folder / "huge.jpg"), "huge.jpg: 65500 x 65500 pixels are too many");
 }
 
 TEST_F(Images, AFolderForEachClass) {
@@ -226,7 +266,36 @@ TEST_F(Images, Hdf5HoldsImagesOrSequences) {
   write({{"train/images", bytes}, {"train/labels", Tensor::full({3}, 0, Dtype::i64)}});
   EXPECT_ERROR(make_hdf5(options, Split::train), "4 images but 3 labels");
   EXPECT_ERROR(make_hdf5(options, Split::val), "has no group val");
+  // Labels and ids that are none, and pixels that are no numbers.
+  const auto labelled = [&](const Tensor& values) { write({{"train/images", bytes}, {"train/labels", values}}); };
+  labelled(Tensor::from(std::vector<int64_t>{0, 1, -1, 1}, {4}));
+  EXPECT_ERROR(make_hdf5(options, Split::train), "train/labels: label -1 of image 2 is outside");
+  labelled(Tensor::from(std::vector<int64_t>{0, std::numeric_limits<int64_t>::max(), 0, 1}, {4}));
+  EXPECT_ERROR(make_hdf5(options, Split::train), "train/labels: label 9223372036854775807 of image 1 is outside");
+  labelled(Tensor::full({4}, std::numeric_limits<double>::quiet_NaN()));
+  EXPECT_ERROR(make_hdf5(options, Split::train), "train/labels holds f32; expected integers");
+  write({{"train/images", Tensor::zeros({4, 3, 0, 2})}, {"train/labels", labels}});
+  EXPECT_ERROR(make_hdf5(options, Split::train), "train/images is [4, 3, 0, 2]; expected [N, C, H, W]");
+  write({{"train/images", Tensor::zeros({4, 3, 2, 2}, Dtype::i32)}, {"train/labels", labels}});
+  EXPECT_ERROR(make_hdf5(options, Split::train), "train/images holds i32; expected u8, or floats in [0, 1]");
+  const Tensor pixels = Tensor::zeros({4, 3, 2, 2});
+  pixels.data<float>()[2 * 12 + 5] = std::numeric_limits<float>::quiet_NaN();
+  write({{"train/images", pixels}, {"train/labels", labels}});
+  EXPECT_ERROR(first(*make_hdf5(options, Split::train), 2), "train/images row 2 holds nan at 5");
+  write({{"train/tokens", Tensor::zeros({2, 3})}});
+  EXPECT_ERROR(make_hdf5(options, Split::train), "train/tokens holds f32; expected integers");
+  options.vocab_size = 0;
+  for (const std::string vocab : {"many", "-3", "0", "99999999999999999999", "3 "}) {
+    Hdf5Writer file;
+    file.write("train/tokens", Tensor::zeros({2, 3}, Dtype::i64));
+    file.attribute("/", "vocab_size", vocab);
+    file.save(path);
+    EXPECT_ERROR(make_hdf5(options, Split::train), "attribute vocab_size is \"" + vocab + "\"; expected an integer from 1");
+  }
+  options.path = "";
+  EXPECT_ERROR(make_hdf5(options, Split::train), "data.path is not set");
   write({{"train/other", bytes}});
+  options.path = path;
   EXPECT_ERROR(make_hdf5(options, Split::train), "holds none of images, tokens and inputs");
 }
 

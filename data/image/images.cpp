@@ -12,6 +12,10 @@ void ImageOptions::describe(config::Fields& f) {
   f.section("augment", augment, "random changes of training images");
 }
 
+ImageSource::ImageSource(const ImageOptions& options, Split split) : options_(options), split_(split) {
+  FOVEA_CHECK(!options.path.empty(), "images: data.path is not set; it names the folder with the images");
+}
+
 void ImageSource::describe(const std::string& name, int64_t channels, int64_t height, int64_t width, int64_t classes) {
   description_.name = name;
   description_.is_tokens = false;

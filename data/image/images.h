@@ -22,7 +22,8 @@ class ImageSource : public Source {
   Batch make(std::span<const Sample> samples, uint64_t seed) const final;
 
  protected:
-  ImageSource(const ImageOptions& options, Split split) : options_(options), split_(split) {}
+  // Throws when no path is set.
+  ImageSource(const ImageOptions& options, Split split);
   // What every format knows. Throws when mean or deviation do not fit the channels.
   void describe(const std::string& name, int64_t channels, int64_t height, int64_t width, int64_t classes);
   virtual int64_t label(int64_t index) const = 0;

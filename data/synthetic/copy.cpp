@@ -5,13 +5,13 @@ namespace fovea::data {
 
 void CopyOptions::describe(config::Fields& f) {
   SequenceOptions::describe(f);
-  f.add("vocab_size", vocab_size, "separator and letters together", config::at_least(3));
+  f.add("vocab_size", vocab_size, "separator and letters together", config::from_to(3, 1 << 24));
 }
 
 void SelectiveCopyOptions::describe(config::Fields& f) {
   SequenceOptions::describe(f);
-  f.add("letters", letters, "to remember", config::at_least(1));
-  f.add("vocab_size", vocab_size, "filler, marker and letters together", config::at_least(4));
+  f.add("letters", letters, "to remember", config::from_to(1, 1 << 24));
+  f.add("vocab_size", vocab_size, "filler, marker and letters together", config::from_to(4, 1 << 24));
 }
 
 namespace {

@@ -5,9 +5,9 @@ namespace fovea::data {
 
 void NeedleOptions::describe(config::Fields& f) {
   SequenceOptions::describe(f);
-  f.add("needles", needles, "facts hidden, one of which is asked for", config::at_least(1));
-  f.add("value_length", value_length, "length of the answer", config::at_least(1), "tokens");
-  f.add("vocab_size", vocab_size, "two markers and the tokens of hay, keys and values", config::at_least(4));
+  f.add("needles", needles, "facts hidden, one of which is asked for", config::from_to(1, 1 << 24));
+  f.add("value_length", value_length, "length of the answer", config::from_to(1, 1 << 24), "tokens");
+  f.add("vocab_size", vocab_size, "two markers and the tokens of hay, keys and values", config::from_to(4, 1 << 24));
 }
 
 namespace {

@@ -5,9 +5,9 @@ namespace fovea::data {
 
 void RecallOptions::describe(config::Fields& f) {
   SequenceOptions::describe(f);
-  f.add("pairs", pairs, "key-value pairs", config::at_least(1));
-  f.add("queries", queries, "keys asked for, each at least once; 0: as many as pairs", config::at_least(0));
-  f.add("vocab_size", vocab_size, "filler, keys and values together", config::at_least(3));
+  f.add("pairs", pairs, "key-value pairs", config::from_to(1, 1 << 24));
+  f.add("queries", queries, "keys asked for, each at least once; 0: as many as pairs", config::from_to(0, 1 << 24));
+  f.add("vocab_size", vocab_size, "filler, keys and values together", config::from_to(3, 1 << 24));
 }
 
 namespace {

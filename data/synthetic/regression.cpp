@@ -5,8 +5,8 @@ namespace fovea::data {
 
 void RegressionOptions::describe(config::Fields& f) {
   SequenceOptions::describe(f);
-  f.add("dim", dim, "numbers of an example's x", config::at_least(1));
-  f.add("bins", bins, "into which a number is rounded", config::at_least(2));
+  f.add("dim", dim, "numbers of an example's x", config::from_to(1, 1 << 24));
+  f.add("bins", bins, "into which a number is rounded", config::from_to(2, 1 << 24));
   f.add("range", range, "the bins cover [-range, range]", config::positive());
   f.add("noise", noise, "standard deviation added to y", config::at_least(0.0));
 }

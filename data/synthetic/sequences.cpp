@@ -9,7 +9,7 @@ constexpr uint64_t kSyntheticSeed = 0x0f0e3a;  // of no run
 }  // namespace
 
 void SequenceOptions::describe(config::Fields& f) {
-  f.add("context", context, "length of a sequence", config::at_least(3), "tokens");
+  f.add("context", context, "length of a sequence", config::from_to(3, 1 << 24), "tokens");
   f.add("train_samples", train_samples, "distinct training sequences", config::at_least(1));
   f.add("val_samples", val_samples, "held-out sequences", config::at_least(1));
 }

@@ -10,7 +10,7 @@ namespace fovea::data {
 void StateTrackingOptions::describe(config::Fields& f) {
   SequenceOptions::describe(f);
   f.add("group", group, "whose products are asked for", config::one_of({"parity", "cyclic", "s3", "a5", "s5"}));
-  f.add("modulus", modulus, "order of the cyclic group", config::at_least(2));
+  f.add("modulus", modulus, "order of the cyclic group", config::from_to(2, 4096));
 }
 
 namespace {
