@@ -21,7 +21,7 @@ TokenFile::TokenFile(const std::filesystem::path& path) : file_(path) {
   const auto bytes = file_.bytes();
   const auto size = static_cast<int64_t>(bytes.size());
   int32_t header[3] = {};
-  std::memcpy(header, bytes.data(), std::min(bytes.size(), sizeof header));
+  if (size > 0) std::memcpy(header, bytes.data(), std::min(bytes.size(), sizeof header));
   FOVEA_CHECK(header[0] != 20240522 && header[0] != 20240328 && (header[0] < 20240326 || header[0] > 20240327), "tokens ", path.string(),
               ": is a file of llm.c that holds no tokens (magic ", header[0], "); expected magic 20240520 or 20240801");
   const bool narrow = header[0] == 20240520, wide = header[0] == 20240801;
