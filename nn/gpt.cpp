@@ -11,7 +11,7 @@ namespace fovea::nn {
 
 void GptOptions::describe(config::Fields& f) {
   TransformerOptions::describe(f);
-  f.add("context", context, "longest sequence", config::at_least(1), "tokens");
+  f.add("context", context, "longest sequence", config::from_to(1, 1 << 24), "tokens");
   f.add("positions", positions, "absolute positions added to the embedding; none when the attention brings its own",
         config::one_of({"learned", "sinusoidal", "none"}));
   f.add("tied_head", tied_head, "the output head is the token embedding");

@@ -10,8 +10,8 @@
 namespace fovea::nn {
 
 void TransformerOptions::describe(config::Fields& f) {
-  f.add("layers", layers, "transformer blocks", config::at_least(1));
-  f.add("dim", dim, "channels of the residual stream", config::at_least(1));
+  f.add("layers", layers, "transformer blocks", config::from_to(1, 4096));
+  f.add("dim", dim, "channels of the residual stream", config::from_to(1, 1 << 20));
   f.add("norm", norm, "normalisation before each sublayer", config::one_of({"layer", "rms"}));
   f.add("norm_eps", norm_eps, "added to the variance", config::positive());
   f.add("bias", bias, "biases in linear layers and LayerNorm");

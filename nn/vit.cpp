@@ -41,7 +41,7 @@ Variable patchify(const Variable& images, int64_t patch) { return record(make<Pa
 
 void VitOptions::describe(config::Fields& f) {
   TransformerOptions::describe(f);
-  f.add("patch", patch, "side of a patch; must divide the image", config::at_least(1), "pixels");
+  f.add("patch", patch, "side of a patch; must divide the image", config::from_to(1, 1 << 14), "pixels");
   f.add("pool", pool, "what the head reads: a class token, or the mean over tokens", config::one_of({"class", "mean"}));
   f.add("positions", positions, "absolute positions added to the patches", config::one_of({"learned", "sinusoidal", "none"}));
 }

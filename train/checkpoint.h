@@ -13,11 +13,15 @@
 namespace fovea::train {
 
 struct Checkpoint {
+  std::string source = "in memory";  // the file it was read from, for errors
   std::vector<std::pair<std::string, Tensor>> tensors;  // "model.blocks.0.mlp.up.weight", "optimizer.m....", "ema...."
   std::map<std::string, std::string> attributes;
 
   // Throws naming the attribute when it is missing.
   const std::string& attribute(const std::string& name) const;
+  // The same as a number; throws when it is none.
+  int64_t integer(const std::string& name) const;
+  double number(const std::string& name) const;
   // Copies a tensor into `target`; throws when it is missing or has another shape or dtype.
   void restore(const std::string& name, const Tensor& target) const;
 };

@@ -1,14 +1,71 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <charconv>
+#include <csignal>
+#include <filesystem>
 #include <iostream>
 
 #include "train/cli/cli.h"
+
+namespace fovea::train::cli {
+
+CLI::Validator whole_number(int64_t least, int64_t most) {
+  return CLI::Validator([=](std::string& text) -> std::string {
+    int64_t value = 0;
+    const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
+    const bool good = code == std::errc{} && rest == text.data() + text.size() && value >= least && value <= most;
+    return good ? "" : concat("expected an integer from ", least, " to ", most, ", found \"", text, '"');
+  }, "");
+}
+
+CLI::Validator number(double least, double most) {
+  return CLI::Validator([=](std::string& text) -> std::string {
+    double value = 0.0;
+    const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
+    const bool good = code == std::errc{} && rest == text.data() + text.size() && value >= least && value <= most;
+    return good ? "" : concat("expected a number from ", least, " to ", most, ", found \"", text, '"');
+  }, "");
+}
+
+namespace {
+
+// Follows the arguments down the verbs; throws naming the first that is none, with the nearest there is.
+void check_verbs(const CLI::App& program, int argc, char** argv) {
+  const CLI::App* app = &program;
+  std::string path;
+  for (int i = 1; i < argc; ++i) {
+    std::vector<std::string> verbs;
+    const CLI::App* next = nullptr;
+    for (const CLI::App* verb : app->get_subcommands([](const CLI::App*) { return true; })) {
+      verbs.push_back(verb->get_name());
+      if (verb->get_name() == argv[i]) next = verb;
+    }
+    if (verbs.empty() || std::string_view(argv[i]).starts_with('-')) return;
+    if (next == nullptr) {
+      const std::string near = config::nearest(argv[i], verbs);
+      std::string known;
+      for (const std::string& verb : verbs) known += ' ' + verb;
+      throw config::ConfigError(concat("unknown verb \"", path, argv[i], "\"; expected one of", known, near.empty() ? "" : "; did you mean " + near + "?"));
+    }
+    path += next->get_name() + ' ';
+    app = next;
+  }
+}
+
+}  // namespace
+}  // namespace fovea::train::cli
 
 int main(int argc, char** argv) {
   using namespace fovea::train;
   CLI::App program("Fovea: train small GPTs and ViTs with any attention, from experiment files.", "fovea");
   program.set_version_flag("--version", "fovea " FOVEA_VERSION);
   program.require_subcommand(1);
-  program.failure_message(CLI::FailureMessage::simple);
+  program.failure_message([](const CLI::App* app, const CLI::Error& error) {
+    while (app->get_subcommands().size() == 1) app = app->get_subcommands().front();
+    std::string verb = app->get_name();
+    for (const CLI::App* above = app->get_parent(); above != nullptr; above = above->get_parent()) verb = above->get_name() + ' ' + verb;
+    return fovea::concat("fovea: ", error.what(), "; see ", verb, " --help\n");
+  });
+  std::signal(SIGXFSZ, SIG_IGN);  // a full quota is then an error of write(2), told like any other
   int status = 0;
   cli::add_train(program, status);
   cli::add_use(program, status);
@@ -18,6 +75,7 @@ int main(int argc, char** argv) {
   cli::add_bench(program, status);
   cli::add_doctor(program, status);
   try {
+    cli::check_verbs(program, argc, argv);
     program.parse(argc, argv);
     return status;
   } catch (const CLI::ParseError& error) {
@@ -25,6 +83,12 @@ int main(int argc, char** argv) {
   } catch (const fovea::config::ConfigError& error) {
     std::cerr << "fovea: " << error.what() << '\n';
     return 2;
+  } catch (const std::filesystem::filesystem_error& error) {
+    std::cerr << "fovea: file " << error.path1().string() << ": " << error.code().message() << '\n';
+    return 1;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "fovea: out of memory; ask for less (batch, context, model) or free some\n";
+    return 1;
   } catch (const std::exception& error) {
     std::cerr << "fovea: " << error.what() << '\n';
     return 1;

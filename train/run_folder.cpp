@@ -38,8 +38,14 @@ RunFolder RunFolder::create(const std::filesystem::path& runs, const std::string
       FOVEA_CHECK(!error && attempt < 1000, "run: cannot make the folder ", path.string(), ": ", error ? error.message() : "too many runs of this second");
       continue;
     }
-    std::filesystem::create_directory(path / "checkpoints");
-    replace_file(path / "config.toml", resolved_config);
+    try {
+      std::filesystem::create_directory(path / "checkpoints", error);
+      FOVEA_CHECK(!error, "run: cannot make the folder ", (path / "checkpoints").string(), ": ", error.message());
+      replace_file(path / "config.toml", resolved_config);
+    } catch (const Error&) {
+      std::filesystem::remove_all(path, error);  // all of it or nothing
+      throw;
+    }
     return RunFolder(path);
   }
 }
@@ -65,6 +71,7 @@ std::vector<std::filesystem::path> RunFolder::checkpoints() const {
     const std::string name = entry.path().filename().string();
     if (name.starts_with("step_") && name.ends_with(".h5")) found.push_back(entry.path());
   }
+  FOVEA_CHECK(!error || error == std::errc::no_such_file_or_directory, "run: cannot look into ", (path_ / "checkpoints").string(), ": ", error.message());
   std::sort(found.begin(), found.end(), std::greater<>());
   return found;
 }

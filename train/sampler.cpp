@@ -56,6 +56,14 @@ int64_t choose_token(const Tensor& logits, const SamplerOptions& options, uint64
   return order[kept - 1];
 }
 
+std::string text_of(const data::Tokenizer& tokenizer, int64_t token) {
+  try {
+    return tokenizer.decode({&token, 1});
+  } catch (const Error&) {
+    return "\xef\xbf\xbd";
+  }
+}
+
 void generate(const nn::Gpt& model, std::vector<int64_t> tokens, int64_t count, const SamplerOptions& options,
               const std::function<bool(int64_t token)>& emit) {
   options.validate();

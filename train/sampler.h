@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "data/tokenizer.h"
 #include "nn/gpt.h"
 
 namespace fovea::train {
@@ -22,6 +23,9 @@ struct SamplerOptions {
 
 // logits f32 [vocab]; `position` names the draw.
 int64_t choose_token(const Tensor& logits, const SamplerOptions& options, uint64_t position);
+
+// The text of one token; U+FFFD for an id that the tokenizer has no token for (a vocabulary padded for the model).
+std::string text_of(const data::Tokenizer& tokenizer, int64_t token);
 
 // Feeds `prompt` (at least one token) and generates up to `count` tokens, handing each to `emit`, which returns false to
 // stop. When the context is full the window moves on: the last half of it is fed again (one pass every context/2 tokens).

@@ -52,6 +52,12 @@ TEST(Sampler, TheSameSeedGivesTheSameDraws) {
   EXPECT_NE(histogram({}, 100), histogram(other, 100));
 }
 
+TEST(Sampler, AnIdWithoutATokenIsShownAndEndsNothing) {
+  const auto tokenizer = data::character_tokenizer("ab");
+  EXPECT_EQ(text_of(*tokenizer, 1), "b");
+  EXPECT_EQ(text_of(*tokenizer, 2), "\xef\xbf\xbd");  // a model whose vocabulary is padded
+}
+
 TEST(Sampler, BadOptionsAndNanAreRefused) {
   SamplerOptions options;
   options.top_p = 0.0;

@@ -17,6 +17,15 @@ data::Batch slice(const data::Batch& batch, int64_t begin, int64_t end) {
   return {cut(batch.inputs), cut(batch.targets), cut(batch.soft_targets)};
 }
 
+// Evaluations come late in a run: held-out data that the model cannot take are refused at its start.
+void check_held_out(const data::Description& train, const data::Description& val) {
+  FOVEA_CHECK(val.channels == train.channels && val.height == train.height && val.width == train.width, "data ", train.name, ": held-out images are ",
+              val.channels, " x ", val.height, " x ", val.width, ", but training images are ", train.channels, " x ", train.height, " x ", train.width);
+  FOVEA_CHECK(val.classes <= train.classes, "data ", train.name, ": held-out labels go up to ", val.classes - 1, ", but training has ", train.classes, " classes");
+  FOVEA_CHECK(val.vocab_size <= train.vocab_size, "data ", train.name, ": the held-out vocabulary of ", val.vocab_size, " passes that of training, ", train.vocab_size);
+  FOVEA_CHECK(val.context <= train.context, "data ", train.name, ": held-out sequences of ", val.context, " tokens are longer than the ", train.context, " of training");
+}
+
 std::string exact(double value) {
   char text[40];
   std::snprintf(text, sizeof text, "%.17g", value);
@@ -40,6 +49,7 @@ Trainer::Trainer(Experiment& experiment) : experiment_(experiment) {
   const auto seed = static_cast<uint64_t>(train.seed);
   train_source_ = data::make_source(experiment.data, data::Split::train);
   val_source_ = data::make_source(experiment.data, data::Split::val);
+  check_held_out(train_source_->description(), val_source_->description());
   data::LoaderOptions loader;
   loader.batch = train.batch;
   loader.seed = seed;
@@ -54,9 +64,10 @@ Trainer::Trainer(Experiment& experiment) : experiment_(experiment) {
 
 // ---- one step ----------------------------------------------------------------------------------------------------
 
-Trainer::StepResult Trainer::step() {
+Trainer::StepResult Trainer::step() { return step(loader_->next()); }
+
+Trainer::StepResult Trainer::step(const data::Batch& batch) {
   const TrainOptions& train = experiment_.train;
-  const data::Batch batch = loader_->next();
   const int64_t samples = batch.inputs.dim(0);
   const int64_t micro = train.micro_batch > 0 ? train.micro_batch : samples;
   const auto scored = static_cast<double>(scored_positions(batch));
@@ -118,17 +129,18 @@ std::string Trainer::sample_text(int64_t tokens) {
   SamplerOptions options;
   options.temperature = 0.8;
   options.seed = static_cast<uint64_t>(experiment_.train.seed);
-  std::vector<int64_t> prompt{0}, written;
+  std::vector<int64_t> prompt{0};
+  std::string written;
   try {
     prompt = tokenizer->encode("\n");
   } catch (const Error&) {  // a vocabulary without line breaks: its first token opens the text
   }
   generate(*model_->gpt(), prompt, tokens, options, [&](int64_t token) {
-    written.push_back(token);
+    written += text_of(*tokenizer, token);
     return true;
   });
   model_->module().train(true);
-  return tokenizer->decode(written);
+  return written;
 }
 
 // ---- state -------------------------------------------------------------------------------------------------------
@@ -156,11 +168,11 @@ void Trainer::load(const Checkpoint& checkpoint) {
   if (ema_) {
     for (const auto& [name, tensor] : ema_->state()) checkpoint.restore("ema." + name, tensor);
   }
-  step_ = std::stoll(checkpoint.attribute("step"));
+  step_ = checkpoint.integer("step");
   optimizer_->set_steps(step_);
-  loader_->seek(std::stoll(checkpoint.attribute("samples")));
-  seconds_ = std::stod(checkpoint.attribute("seconds"));
-  if (checkpoint.attributes.contains("best")) best_ = std::stod(checkpoint.attribute("best"));
+  loader_->seek(checkpoint.integer("samples"));
+  seconds_ = checkpoint.number("seconds");
+  if (checkpoint.attributes.contains("best")) best_ = checkpoint.number("best");
 }
 
 void Trainer::load_weights(const Checkpoint& checkpoint) {
@@ -168,7 +180,7 @@ void Trainer::load_weights(const Checkpoint& checkpoint) {
   for (const nn::NamedParameter& p : parameters_) checkpoint.restore(from + p.name, p.variable.value());
   for (const nn::NamedBuffer& b : model_->module().buffers()) checkpoint.restore("model." + b.name, *b.tensor);
   ema_.reset();
-  step_ = std::stoll(checkpoint.attribute("step"));
+  step_ = checkpoint.integer("step");
 }
 
 // ---- the loop ----------------------------------------------------------------------------------------------------
@@ -231,14 +243,24 @@ Outcome Trainer::train(const RunFolder& folder, const std::atomic<int>& stop, st
   Clock clock;
   clock.peak_flops = measured(product_roof(train.compute()));
   Outcome outcome;
+  const int64_t first = step_;
   int64_t saved = -1;
   const auto save_now = [&] {
     if (saved != step_) folder.save(save(), step_, train.keep_last);
     saved = step_;
   };
+  // A sample that cannot be made (a damaged image, say) ends the run, but costs none of the steps before it.
+  const auto next_batch = [&] {
+    try {
+      return loader_->next();
+    } catch (const std::exception&) {
+      if (step_ > first) save_now();
+      throw;
+    }
+  };
   while (step_ < train.steps && stop == 0) {
     clock.begin();
-    const StepResult result = step();
+    const StepResult result = step(next_batch());
     seconds_ += clock.end();
     outcome.train_loss = result.loss;
     log_step(result, clock, metrics, progress);

@@ -63,6 +63,7 @@ class Trainer {
 
  private:
   struct Clock;
+  StepResult step(const data::Batch& batch);
   void log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics, Progress& progress);
   void log_evaluation(const EvalSums& sums, const RunFolder& folder, MetricsWriter& metrics, Progress& progress);
   int64_t units() const { return step_ * experiment_.train.batch * model_->units_per_sample(); }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <limits>
 
@@ -124,10 +125,13 @@ uint32_t checksum(std::string_view bytes) {
   return static_cast<uint32_t>(crc32_z(0, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
 }
 
-void check_seal(const std::string& path) {
+void check_seal(const std::string& path, Seal seal) {
   const MappedFile file(path);
   const std::string_view all(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  if (all.size() < kSeal.size() + 4 || all.substr(all.size() - kSeal.size() - 4, kSeal.size()) != kSeal) return;  // another program's file
+  if (all.size() < kSeal.size() + 4 || all.substr(all.size() - kSeal.size() - 4, kSeal.size()) != kSeal) {
+    FOVEA_CHECK(seal == Seal::optional, "hdf5 ", path, ": does not end in a checksum; it is cut short, or no checkpoint of this program");
+    return;
+  }
   uint32_t expected = 0;
   std::memcpy(&expected, all.data() + all.size() - 4, 4);
   FOVEA_CHECK(checksum(all.substr(0, all.size() - kSeal.size() - 4)) == expected, "hdf5 ", path, ": its checksum does not match, the file is damaged");
@@ -137,11 +141,11 @@ void check_seal(const std::string& path) {
 
 // ---- reader ------------------------------------------------------------------------------------------------------
 
-Hdf5Reader::Hdf5Reader(const std::filesystem::path& path) : path_(path.string()) {
+Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, Seal seal) : path_(path.string()) {
   be_silent();
   FOVEA_CHECK(std::filesystem::is_regular_file(path), "hdf5 ", path_, ": no such file");
-  check_seal(path_);
   FOVEA_CHECK(H5Fis_hdf5(path_.c_str()) > 0, "hdf5 ", path_, ": is no HDF5 file (or its head is damaged)");
+  check_seal(path_, seal);
   file_ = H5Fopen(path_.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT);
   FOVEA_CHECK(file_ >= 0, "hdf5 ", path_, ": cannot be opened, it is cut short or damaged: ", reason());
 }
@@ -250,7 +254,9 @@ Hdf5Writer::Hdf5Writer() {
   be_silent();
   const Id access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
   H5Pset_fapl_core(access, size_t{16} << 20, false);
-  file_ = H5Fcreate("in memory", H5F_ACC_TRUNC, H5P_DEFAULT, access);
+  // HDF5 knows open files by name, those in memory too.
+  static std::atomic<int64_t> count{0};
+  file_ = H5Fcreate(concat("in memory ", ++count).c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access);
   FOVEA_CHECK(file_ >= 0, "hdf5: cannot make a file in memory: ", reason());
 }
 

@@ -14,10 +14,14 @@
 
 namespace fovea {
 
+// Whether a file must end in the checksum that Hdf5Writer appends. Required: not a byte of a damaged file reaches the HDF5
+// library, which does not survive all of them. Optional: files of other programs are read too.
+enum class Seal { optional, required };
+
 class Hdf5Reader {
  public:
-  // Throws naming the file when it is missing, no HDF5 file, or cut short.
-  explicit Hdf5Reader(const std::filesystem::path& path);
+  // Throws naming the file when it is missing, no HDF5 file, cut short, or differs from its checksum.
+  explicit Hdf5Reader(const std::filesystem::path& path, Seal seal = Seal::optional);
   ~Hdf5Reader();
   Hdf5Reader(const Hdf5Reader&) = delete;
   Hdf5Reader& operator=(const Hdf5Reader&) = delete;

@@ -78,6 +78,12 @@ TEST_F(Hdf5, TruncatedDamagedAndForeignFilesAreRefusedByName) {
     replace_file(path, damaged);
     EXPECT_NE(error().find(path.string()), std::string::npos) << "byte " << at;
   }
+  // Required, the checksum must be there: without it nothing is known of the rest.
+  replace_file(path, whole.substr(0, whole.size() - 12));
+  EXPECT_EQ(error(), "");
+  EXPECT_THROW(Hdf5Reader(path, Seal::required), Error);
+  replace_file(path, whole);
+  EXPECT_NO_THROW(Hdf5Reader(path, Seal::required));
   // One in the values of a file without the final checksum: the dataset's own finds it.
   const size_t value = whole.find(std::string(reinterpret_cast<const char*>("\x9a\x99\x99\x3e\x9a\x99\x99\x3e"), 8));
   ASSERT_NE(value, std::string::npos);
@@ -176,6 +182,7 @@ TEST_F(ForeignHdf5, TypesAreWhatIsStoredNotWhatTheAttributeSays) {
 }
 
 TEST_F(Hdf5, NamesThatAreMissingOrTakenAreErrors) {
+  const Hdf5Writer another;  // two at once
   Hdf5Writer writer;
   writer.write("x", Tensor::zeros({2}));
   EXPECT_THROW(writer.write("x", Tensor::zeros({2})), Error);

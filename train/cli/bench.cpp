@@ -45,16 +45,17 @@ void add_bench(CLI::App& program, int&) {
   attention->add_option("--causal", causal, "0 or 1")->capture_default_str();
   attention->callback([] { print(bench_attention(shapes.empty() ? std::vector<std::string>{"1x4x4096x64", "8x6x256x64"} : shapes, parse_dtype(dtype), causal, seconds), json); });
   CLI::App* whole = bench->add_subcommand("step", "a whole training step of a GPT");
-  whole->add_option("--layers", step.layers)->capture_default_str();
-  whole->add_option("--heads", step.heads)->capture_default_str();
-  whole->add_option("--dim", step.dim)->capture_default_str();
-  whole->add_option("--context", step.context)->capture_default_str();
-  whole->add_option("--vocab", step.vocab)->capture_default_str();
-  whole->add_option("--batch", step.batch)->capture_default_str();
+  whole->add_option("--layers", step.layers, "transformer blocks")->capture_default_str();
+  whole->add_option("--heads", step.heads, "attention heads; must divide dim")->capture_default_str();
+  whole->add_option("--dim", step.dim, "channels")->capture_default_str();
+  whole->add_option("--context", step.context, "tokens of a sequence")->capture_default_str();
+  whole->add_option("--vocab", step.vocab, "tokens of the vocabulary")->capture_default_str();
+  whole->add_option("--batch", step.batch, "sequences of a step")->capture_default_str();
   whole->callback([] { print(bench_step(step, parse_dtype(dtype), seconds), json); });
+  for (CLI::Option* size : whole->get_options([](const CLI::Option* o) { return o->get_name() != "--help"; })) size->check(whole_number(1, 1 << 24));
   for (CLI::App* verb : {gemm, memory, attention, whole}) {
     verb->add_option("--json", json, "also write the rows to this file");
-    verb->add_option("--seconds", seconds, "of measurement, per row")->capture_default_str();
+    verb->add_option("--seconds", seconds, "of measurement, per row")->capture_default_str()->check(number(0.0, 3600.0));
   }
   for (CLI::App* verb : {attention, whole}) verb->add_option("--dtype", dtype, "f32 or bf16")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
 }

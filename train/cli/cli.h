@@ -20,6 +20,10 @@ void add_op(CLI::App& program, int& status);
 void add_bench(CLI::App& program, int& status);
 void add_doctor(CLI::App& program, int& status);
 
+// A value of an option from `least` to `most`, both allowed; anything else is told in one line.
+CLI::Validator whole_number(int64_t least, int64_t most);
+CLI::Validator number(double least, double most);
+
 // The experiment of a run folder, as its config.toml says.
 void load_experiment(Experiment& experiment, const RunFolder& folder);
 

@@ -20,7 +20,6 @@ void catch_signals() {
   action.sa_flags = static_cast<int>(SA_RESETHAND);
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
-  std::signal(SIGXFSZ, SIG_IGN);  // a full quota is then an error of write(2)
 }
 
 void describe(const Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
@@ -71,6 +70,7 @@ void add_train(CLI::App& program, int& status) {
   });
   train->callback([train, config, &status] {
     catch_signals();
+    if (config->empty()) throw config::ConfigError("config: the name of the file is empty");
     Experiment experiment;
     config::load(experiment, *config, config::parse_flags(train->remaining()));
     Trainer trainer(experiment);  // before the folder: whatever does not fit is said before anything is created

@@ -2,6 +2,7 @@
 // Verbs that use a trained model: eval, sample.
 #include <cmath>
 #include <iostream>
+#include <limits>
 
 #include "train/cli/cli.h"
 #include "train/sampler.h"
@@ -48,7 +49,7 @@ void write_sample(const std::string& run, const std::string& which, const std::s
   std::cout << prompt << std::flush;
   std::string pending;
   generate(*trainer.model().gpt(), ids, tokens, options, [&](int64_t token) {
-    pending += tokenizer->decode({&token, 1});
+    pending += text_of(*tokenizer, token);
     const size_t whole = pending.size() - unfinished(pending);
     std::cout << pending.substr(0, whole) << std::flush;
     pending.erase(0, whole);
@@ -66,17 +67,17 @@ void add_use(CLI::App& program, int&) {
   CLI::App* eval = program.add_subcommand("eval", "loss and accuracy of a run on its held-out data");
   eval->add_option("RUN", run, "run folder")->required();
   eval->add_option("--checkpoint", which, "best, last, or a file")->capture_default_str();
-  eval->add_option("--samples", samples, "held-out samples; 0: all")->capture_default_str();
+  eval->add_option("--samples", samples, "held-out samples; 0: all")->capture_default_str()->check(whole_number(0, std::numeric_limits<int64_t>::max()));
   eval->callback([] { evaluate(run, which, samples); });
 
   CLI::App* write = program.add_subcommand("sample", "let a trained language model go on with a prompt");
   write->add_option("RUN", run, "run folder")->required();
   write->add_option("--prompt", prompt, "text to go on from")->default_str("a line break");
-  write->add_option("--tokens", tokens, "tokens to write")->capture_default_str()->check(CLI::PositiveNumber);
-  write->add_option("--temperature", options.temperature, "0: always the likeliest token")->capture_default_str();
-  write->add_option("--top-k", options.top_k, "only the k likeliest; 0: all")->capture_default_str();
-  write->add_option("--top-p", options.top_p, "only the likeliest that together have this probability")->capture_default_str();
-  write->add_option("--seed", options.seed, "of the draws")->capture_default_str();
+  write->add_option("--tokens", tokens, "tokens to write")->capture_default_str()->check(whole_number(1, int64_t{1} << 32));
+  write->add_option("--temperature", options.temperature, "0: always the likeliest token")->capture_default_str()->check(number(0.0, 1e6));
+  write->add_option("--top-k", options.top_k, "only the k likeliest; 0: all")->capture_default_str()->check(whole_number(0, int64_t{1} << 32));
+  write->add_option("--top-p", options.top_p, "only the likeliest that together have this probability; above 0")->capture_default_str()->check(number(1e-12, 1.0));
+  write->add_option("--seed", options.seed, "of the draws")->capture_default_str()->check(whole_number(0, std::numeric_limits<int64_t>::max()));
   write->add_option("--checkpoint", which, "best, last, or a file")->capture_default_str();
   write->callback([] { write_sample(run, which, prompt, tokens, options); });
 }

@@ -207,10 +207,13 @@ void write_report(const std::vector<std::filesystem::path>& paths, const std::fi
   for (const Run& run : runs) out << "<h2>Config</h2><details><summary>" << escape_html(run.name) << "</summary><pre>" << escape_html(run.config) << "</pre></details>\n";
   out << "</body></html>\n";
   const std::filesystem::path folder = html.has_parent_path() ? html.parent_path() : std::filesystem::path(".");
-  replace_file(folder / "curves.svg", to_standalone_svg(loss));
-  replace_file(folder / "curves.png", to_png(loss));
-  replace_file(folder / "curves.csv", csv(runs));
-  replace_file(html, out.str());
+  FOVEA_CHECK(!html.filename().empty() && !std::filesystem::is_directory(html), "report: ", html.string(), " is a folder; expected the name of a file");
+  replace_files(folder, [&](const std::filesystem::path& temporary) {
+    replace_file(temporary / "curves.svg", to_standalone_svg(loss));
+    replace_file(temporary / "curves.png", to_png(loss));
+    replace_file(temporary / "curves.csv", csv(runs));
+    replace_file(temporary / html.filename(), out.str());
+  });
 }
 
 }  // namespace fovea::train
