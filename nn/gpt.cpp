@@ -21,7 +21,7 @@ Tensor sinusoidal_positions(int64_t positions, int64_t dim) {
   const Tensor table = Tensor::empty({positions, dim});
   for (int64_t p = 0; p < positions; ++p) {
     for (int64_t c = 0; c < dim; ++c) {
-      const double angle = static_cast<double>(p) * std::pow(10000.0, -static_cast<double>(c / 2 * 2) / static_cast<double>(dim));
+      const double angle = static_cast<double>(p) * std::pow(10000.0, -static_cast<double>(c - c % 2) / static_cast<double>(dim));
       table.data<float>()[p * dim + c] = static_cast<float>(c % 2 == 0 ? std::sin(angle) : std::cos(angle));
     }
   }

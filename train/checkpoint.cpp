@@ -8,7 +8,7 @@
 namespace fovea::train {
 namespace {
 constexpr const char* kFormat = "fovea checkpoint 1";
-constexpr const char* kAttributes[] = {"config", "step", "samples", "seconds", "best"};
+constexpr const char* kAttributes[] = {"config", "optimizer", "step", "samples", "seconds", "best"};
 }  // namespace
 
 const std::string& Checkpoint::attribute(const std::string& name) const {

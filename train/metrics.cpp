@@ -33,9 +33,16 @@ double parse_number(const nlohmann::json& json) {
   return text == "nan" ? std::numeric_limits<double>::quiet_NaN() : std::numeric_limits<double>::infinity() * (text == "inf" ? 1.0 : -1.0);
 }
 
+int64_t parse_integer(const nlohmann::json& json, const char* key) {
+  const nlohmann::json& value = json.at(key);
+  FOVEA_CHECK(value.is_number_integer() && value.get<int64_t>() >= 0, key, " is ", value.dump(), "; expected an integer of 0 or more");
+  return value.get<int64_t>();
+}
+
 Metrics parse_line(const std::string& line) {
   const auto json = nlohmann::json::parse(line);
-  Metrics metrics{json.at("step").get<int64_t>(), json.at("tokens").get<int64_t>(), parse_number(json.at("time_s")), json.at("split").get<std::string>(), {}};
+  FOVEA_CHECK(json.is_object(), "expected an object with step, tokens, time_s and split");
+  Metrics metrics{parse_integer(json, "step"), parse_integer(json, "tokens"), parse_number(json.at("time_s")), json.at("split").get<std::string>(), {}};
   for (const auto& [key, value] : json.items()) {
     if (key != "step" && key != "tokens" && key != "time_s" && key != "split") metrics.values.emplace_back(key, parse_number(value));
   }

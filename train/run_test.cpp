@@ -60,6 +60,28 @@ TEST_F(Run, MetricsComeBackExactlyAndLaterStepsAreDropped) {
   }
 }
 
+TEST_F(Run, MetricsOfAnotherShapeAreNamedByLine) {
+  const std::string good = R"({"step": 1, "tokens": 2, "time_s": 0.5, "split": "train", "loss": "inf"})";
+  for (const auto& [line, part] : std::vector<std::pair<std::string, std::string>>{{"", "parse error"},
+                                                                                   {"[]", "expected an object"},
+                                                                                   {"\xff", "parse error"},
+                                                                                   {R"({"step": 1})", "'tokens' not found"},
+                                                                                   {R"({"step": 1e300, "tokens": 2, "time_s": 1, "split": "train"})", "step is 1e+300; expected an integer"},
+                                                                                   {R"({"step": 99999999999999999999, "tokens": 2, "time_s": 1, "split": "train"})", "step is 1e+20; expected an integer"},
+                                                                                   {R"({"step": 1, "tokens": -2, "time_s": 1, "split": "train"})", "tokens is -2; expected an integer of 0 or more"},
+                                                                                   {R"({"step": 1, "tokens": 2, "time_s": "soon", "split": "train"})", "\"soon\" is no number"},
+                                                                                   {R"({"step": 1, "tokens": 2, "time_s": 1, "split": "train", "loss": [1]})", "must be number"}}) {
+    replace_file(folder / "metrics.jsonl", good + "\n" + line + "\n");
+    try {
+      read_metrics(folder / "metrics.jsonl");
+      ADD_FAILURE() << line;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find("metrics.jsonl:2: "), std::string::npos) << e.what();
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+    }
+  }
+}
+
 TEST(TensorBoard, RecordsCarryMaskedChecksums) {
   EXPECT_EQ(crc32c("123456789"), 0xE3069283u);
   const std::string record = tensorboard_scalar(1.5, 300, "train/loss", 0.25f);
@@ -132,6 +154,8 @@ TEST(Plot, TicksAreRoundNumbersInsideTheRange) {
   EXPECT_EQ(ticks(0.0, 10.0, 5), (std::vector<double>{0, 2, 4, 6, 8, 10}));
   EXPECT_EQ(ticks(130.0, 1300.0, 4).front(), 500.0);
   EXPECT_EQ(tick_label(12000.0), "12k");
+  // Ranges that doubles cannot divide, and none: few ticks, and an end.
+  for (const auto& [low, high] : {std::pair{-9.3e18, -9.2233720368547748e18}, {1e300, 1e300}, {-1e308, 1e308}, {0.0, 5e-324}, {1e16, 1e16 + 4}}) EXPECT_LE(ticks(low, high, 8).size(), 17u) << low;
   EXPECT_EQ(tick_label(0.0005), "5.0e-04");
 }
 

@@ -154,6 +154,7 @@ Checkpoint Trainer::save() const {
     for (const auto& [name, tensor] : ema_->state()) checkpoint.tensors.emplace_back("ema." + name, tensor);
   }
   checkpoint.attributes = {{"config", config::resolved_toml(experiment_)},
+                           {"optimizer", experiment_.optimizer.kind},
                            {"step", std::to_string(step_)},
                            {"samples", std::to_string(loader_->position())},
                            {"seconds", exact(seconds_)}};
@@ -162,6 +163,10 @@ Checkpoint Trainer::save() const {
 }
 
 void Trainer::load(const Checkpoint& checkpoint) {
+  // Optimizers share names for their states, but not what they keep in them.
+  const auto kind = checkpoint.attributes.find("optimizer");
+  FOVEA_CHECK(kind == checkpoint.attributes.end() || kind->second == experiment_.optimizer.kind, "checkpoint ", checkpoint.source, ": holds the state of optimizer ",
+              kind->second, ", but the config says ", experiment_.optimizer.kind);
   for (const nn::NamedParameter& p : parameters_) checkpoint.restore("model." + p.name, p.variable.value());
   for (const nn::NamedBuffer& b : model_->module().buffers()) checkpoint.restore("model." + b.name, *b.tensor);
   for (const auto& [name, tensor] : optimizer_->state()) checkpoint.restore("optimizer." + name, tensor);

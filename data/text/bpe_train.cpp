@@ -16,6 +16,7 @@ namespace {
 
 struct Pair {
   int32_t left, right;
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 takes the 0 that a <=> is compared with for a pointer
   auto operator<=>(const Pair&) const = default;
 };
 struct HashPair {

@@ -85,6 +85,7 @@ std::unique_ptr<Tokenizer> character_tokenizer(std::string_view text) {
     at += length;
   }
   std::vector<std::string> characters;
+  characters.reserve(seen.size());
   for (const auto& [character, unused] : seen) characters.push_back(character);
   return std::make_unique<CharacterTokenizer>(std::move(characters));
 }

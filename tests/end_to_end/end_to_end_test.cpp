@@ -110,6 +110,12 @@ TEST_F(EndToEnd, ForeignAndDamagedCheckpointsAreRefused) {
   r = run({"resume", first.string()});
   EXPECT_EQ(r.status, 1);
   EXPECT_LINE(r.error, "but the model needs");
+  toml.replace(toml.find("dim = 32"), 8, "dim = 16");
+  toml.replace(toml.find("kind = \"adamw\""), 14, "kind = \"lion\"");
+  replace_file(first / "config.toml", toml);
+  r = run({"resume", first.string()});
+  EXPECT_EQ(r.status, 1);
+  EXPECT_LINE(r.error, "holds the state of optimizer adamw, but the config says lion");
 }
 
 TEST_F(EndToEnd, EvaluationAndSamplesRepeat) {

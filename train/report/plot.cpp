@@ -39,7 +39,9 @@ std::vector<double> ticks(double low, double high, int count) {
     if (step >= rough) break;
   }
   std::vector<double> values;
-  for (double i = std::ceil(low / step - 1e-9); i * step <= high + 1e-9 * span; ++i) values.push_back(i * step);
+  // Counted: where doubles are further apart than a step, the next tick would be this one again.
+  const double first = std::ceil(low / step - 1e-9);
+  for (int i = 0; i <= 2 * count && (first + i) * step <= high + 1e-9 * span; ++i) values.push_back((first + i) * step);
   return values;
 }
 
