@@ -13,7 +13,7 @@
 namespace fovea::train {
 
 struct Checkpoint {
-  std::string source = "in memory";  // the file it was read from, for errors
+  std::string source = "in memory";                     // the file it was read from, for errors
   std::vector<std::pair<std::string, Tensor>> tensors;  // "model.blocks.0.mlp.up.weight", "optimizer.m....", "ema...."
   std::map<std::string, std::string> attributes;
 

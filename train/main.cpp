@@ -9,21 +9,25 @@
 namespace fovea::train::cli {
 
 CLI::Validator whole_number(int64_t least, int64_t most) {
-  return CLI::Validator([=](std::string& text) -> std::string {
-    int64_t value = 0;
-    const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
-    const bool good = code == std::errc{} && rest == text.data() + text.size() && value >= least && value <= most;
-    return good ? "" : concat("expected an integer from ", least, " to ", most, ", found \"", text, '"');
-  }, "");
+  return CLI::Validator(
+      [=](std::string& text) -> std::string {
+        int64_t value = 0;
+        const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool good = code == std::errc{} && rest == text.data() + text.size() && value >= least && value <= most;
+        return good ? "" : concat("expected an integer from ", least, " to ", most, ", found \"", text, '"');
+      },
+      "");
 }
 
 CLI::Validator number(double least, double most) {
-  return CLI::Validator([=](std::string& text) -> std::string {
-    double value = 0.0;
-    const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
-    const bool good = code == std::errc{} && rest == text.data() + text.size() && value >= least && value <= most;
-    return good ? "" : concat("expected a number from ", least, " to ", most, ", found \"", text, '"');
-  }, "");
+  return CLI::Validator(
+      [=](std::string& text) -> std::string {
+        double value = 0.0;
+        const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool good = code == std::errc{} && rest == text.data() + text.size() && value >= least && value <= most;
+        return good ? "" : concat("expected a number from ", least, " to ", most, ", found \"", text, '"');
+      },
+      "");
 }
 
 namespace {
@@ -44,7 +48,8 @@ void check_verbs(const CLI::App& program, int argc, char** argv) {
       const std::string near = config::nearest(argv[i], verbs);
       std::string known;
       for (const std::string& verb : verbs) known += ' ' + verb;
-      throw config::ConfigError(concat("unknown verb \"", path, argv[i], "\"; expected one of", known, near.empty() ? "" : "; did you mean " + near + "?"));
+      throw config::ConfigError(concat("unknown verb \"", path, argv[i], "\"; expected one of", known,
+                                       near.empty() ? "" : "; did you mean " + near + "?"));
     }
     path += next->get_name() + ' ';
     app = next;
@@ -62,7 +67,8 @@ int main(int argc, char** argv) {
   program.failure_message([](const CLI::App* app, const CLI::Error& error) {
     while (app->get_subcommands().size() == 1) app = app->get_subcommands().front();
     std::string verb = app->get_name();
-    for (const CLI::App* above = app->get_parent(); above != nullptr; above = above->get_parent()) verb = above->get_name() + ' ' + verb;
+    for (const CLI::App* above = app->get_parent(); above != nullptr; above = above->get_parent())
+      verb = above->get_name() + ' ' + verb;
     return fovea::concat("fovea: ", error.what(), "; see ", verb, " --help\n");
   });
   std::signal(SIGXFSZ, SIG_IGN);  // a full quota is then an error of write(2), told like any other

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hostile use of the program: whatever is asked, one line says what is wrong, the exit code is not zero, and what was on
-// the disk is still there.
+// Hostile use of the program: whatever is asked, one line says what is wrong, the exit code is not zero, and what was
+// on the disk is still there.
 #include "core/io/hdf5.h"
 #include "data/source.h"
 #include "tests/end_to_end/program.h"
@@ -22,7 +22,8 @@ class Faults : public EndToEnd {
     return all;
   }
   // Exit code `status`, one line on stderr with `part` in it, and nothing changed.
-  void expect_refused(const Words& arguments, int status, const std::string& part, rlim_t file_bytes = RLIM_INFINITY) const {
+  void expect_refused(const Words& arguments, int status, const std::string& part,
+                      rlim_t file_bytes = RLIM_INFINITY) const {
     const auto before = contents();
     const Result r = run(arguments, file_bytes);
     std::string asked;
@@ -41,10 +42,14 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
   for (const auto& [arguments, part] : std::vector<std::pair<Words, std::string>>{
            {{}, "A subcommand is required"},
            {{""}, "unknown verb \"\""},
-           {{"trian"}, "unknown verb \"trian\"; expected one of train resume eval sample report data op bench doctor; did you mean train?"},
-           {{"data", "prepar", text}, "unknown verb \"data prepar\"; expected one of prepare inspect; did you mean prepare?"},
+           {{"trian"},
+            "unknown verb \"trian\"; expected one of train resume eval sample report data op bench doctor; did you "
+            "mean train?"},
+           {{"data", "prepar", text},
+            "unknown verb \"data prepar\"; expected one of prepare inspect; did you mean prepare?"},
            {{"op", "chek"}, "unknown verb \"op chek\"; expected one of list check run; did you mean check?"},
-           {{"bench", "gem"}, "unknown verb \"bench gem\"; expected one of gemm memory attention step; did you mean gemm?"},
+           {{"bench", "gem"},
+            "unknown verb \"bench gem\"; expected one of gemm memory attention step; did you mean gemm?"},
            {{"train"}, "CONFIG is required; see fovea train --help"},
            {{"train", ""}, "the name of the file is empty"},
            {{"train", at("none.toml")}, "none.toml: cannot be read: No such file"},
@@ -55,7 +60,8 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
            {{"train", toml, "--train.steps="}, "train.steps: expected an integer, found \"\""},
            {{"train", toml, "--train.steps=3", "--train.steps=4"}, "--train.steps: given twice"},
            {{"train", toml, "--train.steps=99999999999999999999"}, "expected an integer"},
-           {{"train", toml, "--train.batch=9223372036854775807"}, "train.batch: expected from 1 to 16777216, found 9223372036854775807"},
+           {{"train", toml, "--train.batch=9223372036854775807"},
+            "train.batch: expected from 1 to 16777216, found 9223372036854775807"},
            {{"train", toml, "--model.layers=-1"}, "model.layers: expected from 1 to 4096, found -1"},
            {{"train", toml, "--optimizer.lr=inf"}, "optimizer.lr: expected a finite number, found inf"},
            {{"train", toml, "--optimizer.lr=nan"}, "optimizer.lr: expected above 0, found nan"},
@@ -63,7 +69,8 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
            {{"train", toml, "--name=../up"}, "name: expected the name of a folder"},
            {{"resume"}, "RUN is required"},
            {{"resume", at("data"), "again"}, "not expected: again"},
-           {{"eval", at("data"), "--samples", "-5"}, "--samples: expected an integer from 0 to 9223372036854775807, found \"-5\""},
+           {{"eval", at("data"), "--samples", "-5"},
+            "--samples: expected an integer from 0 to 9223372036854775807, found \"-5\""},
            {{"sample", at("data"), "--tokens", "0"}, "--tokens: expected an integer from 1"},
            {{"sample", at("data"), "--temperature", "nan"}, "--temperature: expected a number from 0"},
            {{"sample", at("data"), "--top-p", "0"}, "--top-p: expected a number"},
@@ -86,9 +93,11 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
            {{"report", at("data"), "--out", at("r.html")}, "has no config.toml"},
            {{"data", "prepare", at("none.txt")}, "none.txt: No such file"},
            {{"data", "prepare", at("data")}, "data: is not a regular file"},
-           {{"data", "prepare", text, "--tokenizer", "wordz", "--out", at("new")}, "\"wordz\"; expected bytes, characters, bpe, or a tokenizer file"},
+           {{"data", "prepare", text, "--tokenizer", "wordz", "--out", at("new")},
+            "\"wordz\"; expected bytes, characters, bpe, or a tokenizer file"},
            {{"data", "prepare", text, "--tokenizer", text, "--out", at("new")}, "text.txt: is no JSON"},
-           {{"data", "prepare", text, "--tokenizer", "bpe", "--vocab-size", "100000", "--out", at("new")}, "no pair of the text stands twice; ask for at most"},
+           {{"data", "prepare", text, "--tokenizer", "bpe", "--vocab-size", "100000", "--out", at("new")},
+            "no pair of the text stands twice; ask for at most"},
            {{"data", "prepare", text, "--out", text}, "cannot make the folder"},
            {{"data", "inspect", at("none")}, "none: no such folder or file"},
            {{"data", "inspect", text}, "a file that is no data set"},
@@ -120,7 +129,8 @@ TEST_F(Faults, WrongConfigFilesAreNamedByLine) {
   expect(with("[schedule]", "[shedule]"), 15, ": unknown section shedule; did you mean schedule?");
   expect(with("heads = 2", "heads = \"two\""), 13, ": model.attention.heads: expected an integer, found \"two\"");
   expect(with("heads = 2", "heads = 0"), 13, ": model.attention.heads: expected at least 1, found 0");
-  expect(with("kind = \"gpt\"", "kind = \"gtp\""), 7, ": model.kind: expected one of gpt vit, found \"gtp\"; did you mean gpt?");
+  expect(with("kind = \"gpt\"", "kind = \"gtp\""), 7,
+         ": model.kind: expected one of gpt vit, found \"gtp\"; did you mean gpt?");
   expect(with("kind = \"tokens\"", "kind = 3"), 3, ": data.kind: expected text in quotes, found 3");
   expect(with("ema = 0.9", "ema = 1.0"), 21, ": train.ema: expected from 0 to below 1, found 1");
   expect(with("dropout = 0.1", "dropout = nan"), 11, ": model.dropout: expected from 0 to 1, found nan");
@@ -138,17 +148,20 @@ TEST_F(Faults, HelpNamesEverythingAVerbCanDo) {
     for (const std::string& part : parts) EXPECT_LINE(r.out, part);
   };
   expect({}, {"train", "resume", "eval", "sample", "report", "data", "op", "bench", "doctor", "--version"});
-  Words keys{"--name", "--model.kind", "--model.patch", "--model.attention.kind", "--optimizer.lr", "--schedule.kind", "--train.steps", "--train.runs", "--data.augment.mixup",
-             "--data.pairs", "--data.group", "--data.needles", "--data.val_fraction"};
-  for (const std::string& kind : data::data_choice().kinds()) keys.push_back(kind == "tokens" ? "--data.context" : "--data.kind=" + kind);
+  Words keys{"--name",          "--model.kind",   "--model.patch",      "--model.attention.kind", "--optimizer.lr",
+             "--schedule.kind", "--train.steps",  "--train.runs",       "--data.augment.mixup",   "--data.pairs",
+             "--data.group",    "--data.needles", "--data.val_fraction"};
+  for (const std::string& kind : data::data_choice().kinds())
+    keys.push_back(kind == "tokens" ? "--data.context" : "--data.kind=" + kind);
   expect({"train"}, keys);
   expect({"resume"}, {"RUN"});
   expect({"eval"}, {"RUN", "--checkpoint", "best, last, or a file", "--samples"});
   expect({"sample"}, {"RUN", "--prompt", "--tokens", "--temperature", "--top-k", "--top-p", "--seed", "--checkpoint"});
   expect({"report"}, {"RUN", "--out"});
   expect({"data"}, {"prepare", "inspect"});
-  expect({"data", "prepare"}, {"kjv", "fashion-mnist", "text file", "--out", "--tokenizer", "bytes", "characters", "bpe", "tokenizer.json", "encoder.json", "vocab.bpe", "merges.txt",
-                               ".tiktoken", "r50k_base", "o200k_base", "--vocab-size", "--val-fraction"});
+  expect({"data", "prepare"}, {"kjv", "fashion-mnist", "text file", "--out", "--tokenizer", "bytes", "characters",
+                               "bpe", "tokenizer.json", "encoder.json", "vocab.bpe", "merges.txt", ".tiktoken",
+                               "r50k_base", "o200k_base", "--vocab-size", "--val-fraction"});
   expect({"data", "inspect"}, {"folder", ".h5", ".toml", "IDX", "CIFAR", "--data.kind=idx"});
   expect({"op"}, {"list", "check", "run"});
   expect({"op", "list"}, {"--json"});
@@ -156,7 +169,8 @@ TEST_F(Faults, HelpNamesEverythingAVerbCanDo) {
   expect({"op", "run"}, {"FILE", "--out", "--dtype", "--device"});
   expect({"bench"}, {"gemm", "memory", "attention", "step"});
   expect({"bench", "attention"}, {"--shapes", "--causal", "--dtype", "--seconds", "--json"});
-  expect({"bench", "step"}, {"--layers", "--heads", "--dim", "--context", "--vocab", "--batch", "--dtype", "--seconds", "--json"});
+  expect({"bench", "step"},
+         {"--layers", "--heads", "--dim", "--context", "--vocab", "--batch", "--dtype", "--seconds", "--json"});
 }
 
 TEST_F(Faults, AFullDiskLeavesNothingHalfWritten) {
@@ -170,12 +184,14 @@ TEST_F(Faults, AFullDiskLeavesNothingHalfWritten) {
   fs::remove(folder / "runs");
   EXPECT_TRUE(contents() == before);
   // A data set of another tokenizer over the one that is there.
-  expect_refused({"data", "prepare", at("text.txt"), "--out", at("data"), "--tokenizer", "bytes"}, 1, "train.bin: File too large", 4096);
+  expect_refused({"data", "prepare", at("text.txt"), "--out", at("data"), "--tokenizer", "bytes"}, 1,
+                 "train.bin: File too large", 4096);
   // A report: its pages are replaced together.
   ASSERT_EQ(train({"--train.steps=2"}).status, 0);
   expect_refused({"report", runs().at(0).string()}, 1, "File too large", 2048);
   // A folder that is none, and one that cannot be made.
-  expect_refused({"report", runs().at(0).string(), "--out", at("data")}, 1, "data is a folder; expected the name of a file");
+  expect_refused({"report", runs().at(0).string(), "--out", at("data")}, 1,
+                 "data is a folder; expected the name of a file");
   expect_refused({"train", at("tiny.toml"), "--train.runs=" + at("text.txt")}, 1, "cannot make the folder");
 }
 
@@ -185,9 +201,11 @@ TEST_F(Faults, KilledAgainAndAgainARunStillEndsWithTheSameBits) {
   const std::string sample = read_file(runs().at(0) / "sample.txt");
   fs::remove_all(folder / "runs");
   pid_t child = start({"train", at("tiny.toml"), "--train.save_every=2"});
-  for (int i = 0; i < 6000 && (runs().empty() || !fs::exists(checkpoint(runs().at(0), "02"))); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  for (int i = 0; i < 6000 && (runs().empty() || !fs::exists(checkpoint(runs().at(0), "02"))); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
   int kills = 0;
-  // Each sitting lives a little longer than the one before, so that every moment of a run is hit: start, steps, checkpoints.
+  // Each sitting lives a little longer than the one before, so that every moment of a run is hit: start, steps,
+  // checkpoints.
   for (int milliseconds = 0; milliseconds < 1600; milliseconds += 100) {
     std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
     kill(child, SIGKILL);
@@ -214,7 +232,8 @@ TEST_F(Faults, ASampleThatCannotBeReadCostsNoStepBeforeIt) {
   file.write("val/tokens", tokens.slice(0, 0, 8));
   file.attribute("/", "vocab_size", "5");
   file.save(folder / "set.h5");
-  const Words flags{"--data.kind=hdf5", "--data.path=" + at("set.h5"), "--train.batch=2", "--train.micro_batch=0", "--train.steps=32", "--train.save_every=0", "--train.eval_every=0"};
+  const Words flags{"--data.kind=hdf5", "--data.path=" + at("set.h5"), "--train.batch=2",     "--train.micro_batch=0",
+                    "--train.steps=32", "--train.save_every=0",        "--train.eval_every=0"};
   std::string toml = config();
   toml.erase(toml.find("context = 32\n"), 13);  // of [data]: the file knows
   replace_file(folder / "tiny.toml", toml);
@@ -244,12 +263,16 @@ TEST_F(Faults, ASampleThatCannotBeReadCostsNoStepBeforeIt) {
 
 TEST_F(Faults, HeldOutDataThatTheModelCannotTakeAreRefusedAtTheStart) {
   const auto images = [&](const std::string& split, char side, char label) {
-    replace_file(folder / (split + "-images-idx3-ubyte"),
-                 std::string("\0\0\x08\x03\0\0\0\4\0\0\0", 11) + side + std::string("\0\0\0", 3) + side + std::string(static_cast<size_t>(4 * side * side), 'x'));
+    replace_file(folder / (split + "-images-idx3-ubyte"), std::string("\0\0\x08\x03\0\0\0\4\0\0\0", 11) + side +
+                                                              std::string("\0\0\0", 3) + side +
+                                                              std::string(static_cast<size_t>(4 * side * side), 'x'));
     replace_file(folder / (split + "-labels-idx1-ubyte"), std::string("\0\0\x08\x01\0\0\0\4\0\1\2", 11) + label);
   };
-  replace_file(folder / "vit.toml", "[data]\nkind = \"idx\"\npath = \"" + folder.string() + "\"\n[model]\nkind = \"vit\"\nlayers = 1\ndim = 16\npatch = 2\n[model.attention]\nheads = 2\n"
-               "[train]\nsteps = 2\nbatch = 2\nruns = \"" + at("runs") + "\"\n");
+  replace_file(folder / "vit.toml",
+               "[data]\nkind = \"idx\"\npath = \"" + folder.string() +
+                   "\"\n[model]\nkind = \"vit\"\nlayers = 1\ndim = 16\npatch = 2\n[model.attention]\nheads = 2\n"
+                   "[train]\nsteps = 2\nbatch = 2\nruns = \"" +
+                   at("runs") + "\"\n");
   images("train", 8, 3);
   images("t10k", 6, 3);
   expect_refused({"train", at("vit.toml")}, 1, "held-out images are 1 x 6 x 6, but training images are 1 x 8 x 8");
@@ -285,7 +308,8 @@ TEST_F(Faults, AnyTruncationOfACheckpointFallsBackToTheOneBefore) {
     std::string text = read_file(only / "config.toml");
     return text.replace(text.find("steps = 10"), 10, "steps = 12");
   }());
-  replace_file(only / "metrics.jsonl", "{\"step\": 1, \"tokens\": 2, \"time_s\": 1, \"split\": \"train\", \"loss\": 1}\nnoise\n");
+  replace_file(only / "metrics.jsonl",
+               "{\"step\": 1, \"tokens\": 2, \"time_s\": 1, \"split\": \"train\", \"loss\": 1}\nnoise\n");
   const Result metrics = run({"resume", only.string()});
   EXPECT_EQ(metrics.status, 1);
   EXPECT_LINE(metrics.error, "metrics.jsonl:2: ");

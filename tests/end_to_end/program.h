@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What the tests of the whole program share: a folder with a small text, its data set and an experiment, and the program
-// run in it.
+// What the tests of the whole program share: a folder with a small text, its data set and an experiment, and the
+// program run in it.
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -48,9 +48,12 @@ class EndToEnd : public testing::Test {
   // Dropout, accumulation and EMA on; 24 samples of 32 tokens are an epoch of about 13 steps.
   std::string config() const {
     return "name = \"tiny\"\n[data]\nkind = \"tokens\"\npath = \"" + (folder / "data").string() +
-           "\"\ncontext = 32\n[model]\nkind = \"gpt\"\nlayers = 2\ndim = 16\ncontext = 32\ndropout = 0.1\n[model.attention]\nheads = 2\ndropout = 0.1\n"
-           "[schedule]\nwarmup = 3\n[train]\nsteps = 24\nbatch = 24\nmicro_batch = 8\nema = 0.9\nlog_every = 1\neval_every = 6\neval_samples = 8\n"
-           "save_every = 5\nkeep_last = 9\nsample_tokens = 20\nruns = \"" + (folder / "runs").string() + "\"\n";
+           "\"\ncontext = 32\n[model]\nkind = \"gpt\"\nlayers = 2\ndim = 16\ncontext = 32\ndropout = "
+           "0.1\n[model.attention]\nheads = 2\ndropout = 0.1\n"
+           "[schedule]\nwarmup = 3\n[train]\nsteps = 24\nbatch = 24\nmicro_batch = 8\nema = 0.9\nlog_every = "
+           "1\neval_every = 6\neval_samples = 8\n"
+           "save_every = 5\nkeep_last = 9\nsample_tokens = 20\nruns = \"" +
+           (folder / "runs").string() + "\"\n";
   }
 
   pid_t start(const std::vector<std::string>& arguments, rlim_t file_bytes = RLIM_INFINITY) const {
@@ -63,7 +66,9 @@ class EndToEnd : public testing::Test {
     std::vector<char*> argv{const_cast<char*>("fovea")};
     for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
-    if (freopen((folder / "out").c_str(), "w", stdout) == nullptr || freopen((folder / "error").c_str(), "w", stderr) == nullptr) _exit(126);
+    if (freopen((folder / "out").c_str(), "w", stdout) == nullptr ||
+        freopen((folder / "error").c_str(), "w", stderr) == nullptr)
+      _exit(126);
     const char* program = std::getenv("FOVEA_PROGRAM");
     execv(program != nullptr ? program : "build/release/fovea", argv.data());
     _exit(127);
@@ -71,9 +76,12 @@ class EndToEnd : public testing::Test {
   Result finish(pid_t child) const {
     int status = 0;
     waitpid(child, &status, 0);
-    return {WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status), read_file(folder / "out"), read_file(folder / "error")};
+    return {WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status), read_file(folder / "out"),
+            read_file(folder / "error")};
   }
-  Result run(const std::vector<std::string>& arguments, rlim_t file_bytes = RLIM_INFINITY) const { return finish(start(arguments, file_bytes)); }
+  Result run(const std::vector<std::string>& arguments, rlim_t file_bytes = RLIM_INFINITY) const {
+    return finish(start(arguments, file_bytes));
+  }
   Result train(std::vector<std::string> flags = {}) const {
     flags.insert(flags.begin(), {"train", (folder / "tiny.toml").string()});
     return run(flags);
@@ -94,11 +102,14 @@ class EndToEnd : public testing::Test {
     }
     return by_step;
   }
-  static fs::path checkpoint(const fs::path& run, const std::string& step) { return run / "checkpoints" / ("step_000000" + step + ".h5"); }
+  static fs::path checkpoint(const fs::path& run, const std::string& step) {
+    return run / "checkpoints" / ("step_000000" + step + ".h5");
+  }
 
   fs::path folder;
 };
 
-#define EXPECT_LINE(text, part) EXPECT_NE((text).find(part), std::string::npos) << "expected \"" << (part) << "\" in: " << (text)
+#define EXPECT_LINE(text, part) \
+  EXPECT_NE((text).find(part), std::string::npos) << "expected \"" << (part) << "\" in: " << (text)
 
 }  // namespace fovea::train
