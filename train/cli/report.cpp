@@ -15,6 +15,7 @@ void add_report(CLI::App& program, int&) {
   report->add_option("--out", out, "file to write; default: report.html in the first run");
   report->callback([] {
     std::vector<std::filesystem::path> folders;
+    folders.reserve(runs.size());
     for (const std::string& run : runs) folders.push_back(RunFolder::open(run).path());
     const std::filesystem::path page = out.empty() ? folders.front() / "report.html" : std::filesystem::path(out);
     write_report(folders, page);
