@@ -27,6 +27,13 @@ TEST_F(EndToEnd, ResumingGivesTheBitsOfARunThatNeverStopped) {
     EXPECT_EQ(read_file(copy / "sample.txt"), read_file(run_folder / "sample.txt"));
   }
   EXPECT_LINE(run({"resume", run_folder.string()}).out, "all 24 steps are done");
+  // Killed after the last step, before its pages were written.
+  const std::string sample = read_file(run_folder / "sample.txt");
+  fs::remove(run_folder / "sample.txt");
+  fs::remove(run_folder / "report.html");
+  EXPECT_LINE(run({"resume", run_folder.string()}).out, "all 24 steps are done");
+  EXPECT_EQ(read_file(run_folder / "sample.txt"), sample);
+  EXPECT_TRUE(fs::exists(run_folder / "report.html"));
 }
 
 TEST_F(EndToEnd, AKilledRunGoesOnFromItsLastGoodCheckpoint) {

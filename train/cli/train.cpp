@@ -32,6 +32,15 @@ void describe(const Experiment& experiment, Trainer& trainer, const RunFolder& f
             << folder.path().string() << std::endl;
 }
 
+// What a run leaves after its last step, the report last.
+void write_pages(const Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
+  if (const std::string text = trainer.sample_text(experiment.train.sample_tokens); !text.empty()) {
+    replace_file(folder.sample(), text + "\n");
+    std::cout << "\n" << text << "\n\n";
+  }
+  write_report({folder.path()}, folder.report());
+}
+
 int run(Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
   describe(experiment, trainer, folder);
   const Outcome outcome = trainer.train(folder, stop_signal, std::cout, isatty(STDOUT_FILENO) != 0);
@@ -39,15 +48,11 @@ int run(Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
     std::cout << "stopped at step " << outcome.step << "; go on with: fovea resume " << folder.path().string() << '\n';
     return 128 + outcome.stopped_by;
   }
-  if (const std::string text = trainer.sample_text(experiment.train.sample_tokens); !text.empty()) {
-    replace_file(folder.sample(), text + "\n");
-    std::cout << "\n" << text << "\n\n";
-  }
+  write_pages(experiment, trainer, folder);
   if (outcome.held_out) {
     std::cout << "held-out loss " << outcome.held_out->loss / outcome.held_out->scored << " nats, accuracy "
               << 100.0 * outcome.held_out->correct / outcome.held_out->scored << " %, after " << short_time(outcome.seconds) << " of training\n";
   }
-  write_report({folder.path()}, folder.report());
   std::cout << "report: " << folder.report().string() << '\n';
   return 0;
 }
@@ -93,6 +98,7 @@ void add_train(CLI::App& program, int& status) {
     trainer.load(checkpoint);
     if (trainer.completed_steps() >= experiment.train.steps) {
       std::cout << folder.path().string() << ": all " << experiment.train.steps << " steps are done\n";
+      if (!std::filesystem::exists(folder.report())) write_pages(experiment, trainer, folder);  // killed after its last step
       return;
     }
     std::cout << "from step " << trainer.completed_steps() << ": ";

@@ -91,7 +91,7 @@ class Canvas {
     return out;
   }
   void blend(int x, int y, Color color, double alpha) {
-    uint8_t* p = &pixels_[static_cast<size_t>(3 * (y * width_ + x))];
+    uint8_t* p = &pixels_[3 * (static_cast<size_t>(y) * static_cast<size_t>(width_) + static_cast<size_t>(x))];
     const double rgb[] = {color.r, color.g, color.b};
     for (int c = 0; c < 3; ++c) p[c] = static_cast<uint8_t>(std::lround(p[c] + (rgb[c] - p[c]) * alpha));
   }

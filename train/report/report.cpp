@@ -55,6 +55,7 @@ Run read_run(const std::filesystem::path& path) {
 
 std::vector<std::pair<double, double>> points(const std::vector<Metrics>& metrics, const std::string& name) {
   std::vector<std::pair<double, double>> out;
+  out.reserve(metrics.size());
   for (const Metrics& m : metrics) out.emplace_back(static_cast<double>(m.step), m.value(name));
   return out;
 }
@@ -188,6 +189,7 @@ details summary{cursor:pointer;color:var(--soft)})";
 void write_report(const std::vector<std::filesystem::path>& paths, const std::filesystem::path& html) {
   FOVEA_CHECK(!paths.empty(), "report: no run given");
   std::vector<Run> runs;
+  runs.reserve(paths.size());
   for (const auto& path : paths) runs.push_back(read_run(path));
   const Plot loss = loss_plot(runs);
   std::ostringstream out;
