@@ -181,7 +181,7 @@ TEST_F(Data, CharactersOfAFileAreSingle) {
 
 // ---- IDX ---------------------------------------------------------------------------------------------------------
 
-std::string idx(std::vector<uint32_t> sizes, const std::string& values) {
+std::string idx(const std::vector<uint32_t>& sizes, const std::string& values) {
   std::string out{'\0', '\0', '\x08', static_cast<char>(sizes.size())};
   for (const uint32_t size : sizes) {
     for (int shift = 24; shift >= 0; shift -= 8) out += static_cast<char>(size >> shift);
@@ -316,6 +316,7 @@ TEST(Loader, SeekingGivesTheSameBatchesWithAnyPrefetchAndShards) {
   options.batch = 8;
   Loader whole(source, options);
   std::vector<std::vector<int64_t>> batches;
+  batches.reserve(12);
   for (int i = 0; i < 12; ++i) batches.push_back(whole.next().inputs.to_vector<int64_t>());
   EXPECT_EQ(whole.position(), 96);
   options.prefetch = 0;

@@ -66,7 +66,7 @@ GptOptions tiny() {
   return options;
 }
 
-Tensor ids(std::vector<int64_t> values, const Shape& shape) { return Tensor::from(values, shape); }
+Tensor ids(const std::vector<int64_t>& values, const Shape& shape) { return Tensor::from(values, shape); }
 
 std::string message_of(const std::function<void()>& f) {
   try {

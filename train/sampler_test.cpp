@@ -9,7 +9,7 @@
 namespace fovea::train {
 namespace {
 
-Tensor logits(std::vector<float> values) { return Tensor::from(values, {static_cast<int64_t>(values.size())}); }
+Tensor logits(const std::vector<float>& values) { return Tensor::from(values, {static_cast<int64_t>(values.size())}); }
 
 std::array<int, 4> histogram(const SamplerOptions& options, int draws) {
   const Tensor l = logits({std::log(0.1f), std::log(0.2f), std::log(0.3f), std::log(0.4f)});

@@ -180,7 +180,7 @@ TEST_F(EndToEnd, ANonFiniteLossStopsTheRunAndNamesATensor) {
 }
 
 TEST_F(EndToEnd, AVitTrainsOnImagesAndRefusesPatchesThatDoNotFit) {
-  const auto idx = [](std::vector<unsigned> sizes, const std::function<char(size_t)>& value) {
+  const auto idx = [](const std::vector<unsigned>& sizes, const std::function<char(size_t)>& value) {
     std::string out{'\0', '\0', '\x08', static_cast<char>(sizes.size())};
     size_t count = 1;
     for (const unsigned size : sizes) {
