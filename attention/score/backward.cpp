@@ -18,13 +18,13 @@ class QuerySide {
   using Acc = typename F::Acc;
   using Word = typename F::Word;
   static int64_t size(const Problem& p) {
-    const int64_t tokens = p.query_tiles() * kTile;
+    const int64_t tokens = p.query_tiles() * kQueryTile;
     return tokens * (Call<F>::words(p.D) + Call<F>::words(p.Dv)) + (F::kPack > 1 ? tokens / F::kPack * (p.D + p.Dv) : 0);
   }
   // delta [N]
   QuerySide(const Call<F>& call, Word* memory, Acc* delta) : call_(call), delta_(delta) {
     const Problem& p = call.p;
-    const int64_t tokens = p.query_tiles() * kTile;
+    const int64_t tokens = p.query_tiles() * kQueryTile;
     q_ = memory;
     d_ = q_ + tokens * call.words(p.D);
     q_rows_ = F::kPack > 1 ? d_ + tokens * call.words(p.Dv) : q_;
@@ -34,10 +34,10 @@ class QuerySide {
   // Fills everything for head (b, h); false when a number is not finite. dsink (or null) receives the sink's gradient.
   bool prepare(const Tensor& dout, const ScoreResult& result, int64_t b, int64_t h, Acc* dsink) const {
     const Problem& p = call_.p;
-    const Scratch<Acc> numbers(kTile * std::max(p.D, p.Dv));
+    const Scratch<Acc> numbers(kQueryTile * std::max(p.D, p.Dv));
     bool finite = true;
-    for (int64_t i0 = 0; i0 < p.N; i0 += kTile) {
-      const int64_t rows = std::min(kTile, p.N - i0);
+    for (int64_t i0 = 0; i0 < p.N; i0 += kQueryTile) {
+      const int64_t rows = std::min(kQueryTile, p.N - i0);
       const TileRows query = rows_of(call_.in.q, b, h, i0, rows), d = rows_of(dout, b, h, i0, rows);
       call_.load(q_ + i0 * call_.words(p.D), numbers.data(), query, true, i0 + call_.query_offset());
       call_.load(d_ + i0 * call_.words(p.Dv), nullptr, d, false, 0);
@@ -45,8 +45,8 @@ class QuerySide {
         F::interleave(q_rows_ + i0 / F::kPack * p.D, q_ + i0 * call_.words(p.D), rows, p.D);
         F::interleave(d_rows_ + i0 / F::kPack * p.Dv, d_ + i0 * call_.words(p.Dv), rows, p.Dv);
       }
-      F::load_numbers(numbers.data(), d);
-      F::dots(delta_ + i0, numbers.data(), rows_of(result.out, b, h, i0, rows));
+      if constexpr (F::kPack > 1) F::load_numbers(numbers.data(), d);
+      F::dots(delta_ + i0, F::kPack > 1 ? numbers.data() : reinterpret_cast<const Acc*>(d_) + i0 * p.Dv, rows_of(result.out, b, h, i0, rows));
       finite = finite && F::finite(query) && F::finite(d);
     }
     if (dsink != nullptr) {
@@ -81,8 +81,8 @@ template <typename F>
 struct TileScratch {
   using Acc = typename F::Acc;
   explicit TileScratch(const Call<F>& call)
-      : s(kTile * kTile), dp(kTile * kTile), capped(call.options.softcap > 0.0 ? kTile * kTile : 0), dropped(call.options.dropout > 0.0 ? kTile * kTile : 0),
-        buffer(F::kPack > 1 ? kTile * kTile / F::kPack : 0) {}
+      : s(kQueryTile * kTile), dp(kQueryTile * kTile), capped(call.options.softcap > 0.0 ? kQueryTile * kTile : 0), dropped(call.options.dropout > 0.0 ? kQueryTile * kTile : 0),
+        buffer(F::kPack > 1 ? kQueryTile * kTile / F::kPack : 0) {}
   const Scratch<Acc> s, dp, capped, dropped;
   const Scratch<typename F::Word> buffer;
   std::vector<Part> parts;
@@ -93,7 +93,7 @@ void backward_tile(const Call<F>& call, const KeySide<F>& keys, const QuerySide<
                    int64_t tile, const TileGrads<typename F::Acc>& to, TileScratch<F>& scratch) {
   using Acc = typename F::Acc;
   const Problem& p = call.p;
-  const int64_t rows = std::min(kTile, p.N - i0), j0 = tile * kTile, columns = std::min(kTile, p.M - j0);
+  const int64_t rows = std::min(kQueryTile, p.N - i0), j0 = tile * kTile, columns = std::min(kTile, p.M - j0);
   const bool capped = call.options.softcap > 0.0, dropout = call.options.dropout > 0.0;
   const Acc* statistic = result.lse.data<Acc>() + (b * p.H + h) * p.N;
   const TileClass cls = call.mask.classify(b, h, i0, i0 + rows, j0, j0 + columns, p.N, p.M);
@@ -127,7 +127,7 @@ void backward_tile(const Call<F>& call, const KeySide<F>& keys, const QuerySide<
       Acc* weights = s;
       if (dropout) {
         weights = scratch.dropped.data();
-        std::copy_n(s, kTile * kTile, weights);
+        std::copy_n(s, kQueryTile * kTile, weights);
         call.drop(weights, b, h, i, part.rows, j, part.columns);
       }
       F::product(to.dv + part.j * p.Dv, p.Dv, F::over_queries(scratch.buffer.data(), weights, part.rows, part.columns), queries.d_rows(i), p.Dv, part.columns, p.Dv,
@@ -196,8 +196,9 @@ class Backward {
       note(queries.prepare(dout_, result_, b, h, dsink(b, h)));
       std::fill_n(dq.data(), p_.N * p_.D, Acc{0});
       for (int64_t tile = 0; tile < p_.key_tiles(); ++tile) {
-        for (int64_t i0 = 0; i0 < p_.N; i0 += kTile) {
-          backward_tile(call_, keys, queries, result_, b, h, i0, tile, {&dk[tile * kTile * p_.D], &dv[tile * kTile * p_.Dv], &dq[i0 * p_.D], dbias(b, h, i0)}, scratch);
+        for (int64_t i0 = 0; i0 < p_.N; i0 += kQueryTile) {
+          backward_tile(call_, keys, queries, result_, b, h, i0, tile,
+                        {&dk[tile * kTile * p_.D], &dv[tile * kTile * p_.Dv], &dq[i0 * p_.D], dbias(b, h, i0)}, scratch);
         }
       }
       finish(to_.grads.dq, b, h, 0, p_.N, dq.data(), true, call_.query_offset(), p_.scale);
@@ -224,7 +225,7 @@ class Backward {
       const Scratch<Acc> dk(kTile * p_.D, Acc{0}), dv(kTile * p_.Dv, Acc{0});
       TileScratch<F> scratch(call_);
       for (int64_t h = hk * p_.group(); h < (hk + 1) * p_.group(); ++h) {
-        for (int64_t i0 = 0; i0 < p_.N; i0 += kTile) {
+        for (int64_t i0 = 0; i0 < p_.N; i0 += kQueryTile) {
           backward_tile(call_, keys(bh), queries(b * p_.H + h), result_, b, h, i0, tile, {dk.data(), dv.data(), nullptr, nullptr}, scratch);
         }
       }
@@ -232,9 +233,9 @@ class Backward {
       finish(to_.grads.dv, b, hk, j0, columns, dv.data(), false, 0, 1.0);
     });
     parallel_for_each(0, query_tasks, [&](int64_t task) {
-      const int64_t i0 = (p_.query_tiles() - 1 - task / (p_.B * p_.H)) * kTile, bh = task % (p_.B * p_.H), b = bh / p_.H, h = bh % p_.H;
-      const int64_t rows = std::min(kTile, p_.N - i0);
-      const Scratch<Acc> dq(kTile * p_.D, Acc{0});
+      const int64_t i0 = (p_.query_tiles() - 1 - task / (p_.B * p_.H)) * kQueryTile, bh = task % (p_.B * p_.H), b = bh / p_.H, h = bh % p_.H;
+      const int64_t rows = std::min(kQueryTile, p_.N - i0);
+      const Scratch<Acc> dq(kQueryTile * p_.D, Acc{0});
       TileScratch<F> scratch(call_);
       for (int64_t tile = 0; tile < p_.key_tiles(); ++tile) {
         backward_tile(call_, keys(b * p_.Hkv + h / p_.group()), queries(bh), result_, b, h, i0, tile, {nullptr, nullptr, dq.data(), nullptr}, scratch);

@@ -12,14 +12,15 @@
 
 namespace fovea::attention {
 
-inline constexpr int64_t kTile = kScoreTile;
-inline constexpr int64_t kStrip = 16;  // queries of a strip along a mask's edge
+inline constexpr int64_t kTile = kScoreTile;  // keys of a tile
+inline constexpr int64_t kQueryTile = 128;    // queries of a tile
+inline constexpr int64_t kStrip = 16;         // queries of a strip along a mask's edge
 
 struct Problem {
   int64_t B, H, Hkv, N, M, D, Dv;
   double scale;
   int64_t key_tiles() const { return (M + kTile - 1) / kTile; }
-  int64_t query_tiles() const { return (N + kTile - 1) / kTile; }
+  int64_t query_tiles() const { return (N + kQueryTile - 1) / kQueryTile; }
   int64_t group() const { return H / Hkv; }
 };
 
@@ -151,7 +152,7 @@ struct Call {
           part.j = std::min(part.j, std::clamp<int64_t>(first - j0, 0, columns));
           end = std::max(end, std::clamp<int64_t>(last - j0, 0, columns));
         }
-        part.j -= part.j % kStrip;  // whole vectors
+        part.j -= part.j % 16;  // whole vectors
         part.columns = end - part.j;
         if (part.columns > 0) list.push_back(part);
       }
@@ -159,7 +160,8 @@ struct Call {
   }
 };
 
-// Keys and values of one (b, key head) in the layouts that products read. By lanes: [tiles, words(D), 64], a tile transposed,
+// Keys and values of one (b, key head) in the layouts that products read: keys by lanes, values by rows (forward) or both by lanes
+// and keys by rows (backward). By lanes: [tiles, words(D), 64], a tile transposed,
 // columns past M are 0. By rows: [tiles 64 / pack, D], neighbouring keys in one word.
 template <typename F>
 class KeySide {
@@ -167,15 +169,14 @@ class KeySide {
   using Word = typename F::Word;
   static int64_t size(const Problem& p, bool backward) {
     const int64_t lanes = p.key_tiles() * kTile, rows = lanes / F::kPack;
-    return lanes * Call<F>::words(p.D) + rows * p.Dv + (backward ? lanes * Call<F>::words(p.Dv) + rows * p.D : 0);
+    return lanes * Call<F>::words(p.D) + (backward ? lanes * Call<F>::words(p.Dv) + rows * p.D : rows * p.Dv);
   }
 
   KeySide(const Call<F>& call, Word* memory, bool backward) : call_(call), backward_(backward) {
     const Problem& p = call.p;
-    const int64_t lanes = p.key_tiles() * kTile, rows = lanes / F::kPack;
+    const int64_t lanes = p.key_tiles() * kTile;
     key_lanes_ = memory;
-    value_rows_ = key_lanes_ + lanes * call.words(p.D);
-    value_lanes_ = value_rows_ + rows * p.Dv;
+    value_rows_ = value_lanes_ = key_lanes_ + lanes * call.words(p.D);  // one or the other
     key_rows_ = value_lanes_ + lanes * call.words(p.Dv);
   }
 
@@ -185,7 +186,7 @@ class KeySide {
     const int64_t j0 = tile * kTile, count = std::min(kTile, p.M - j0);
     const TileRows k = rows_of(call_.in.k, b, hk, j0, count), v = rows_of(call_.in.v, b, hk, j0, count);
     pack_one(k, true, j0, key_lanes_ + tile * kTile * call_.words(p.D), backward_ ? key_rows_ + tile * kTile / F::kPack * p.D : nullptr);
-    pack_one(v, false, j0, backward_ ? value_lanes_ + tile * kTile * call_.words(p.Dv) : nullptr, value_rows_ + tile * kTile / F::kPack * p.Dv);
+    pack_one(v, false, j0, backward_ ? value_lanes_ + tile * kTile * call_.words(p.Dv) : nullptr, backward_ ? nullptr : value_rows_ + tile * kTile / F::kPack * p.Dv);
     return F::finite(k) && F::finite(v);
   }
 

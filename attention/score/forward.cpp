@@ -71,12 +71,12 @@ bool forward_tile(const Call<F>& call, const KeySide<F>& keys, const ScoreResult
   using Acc = typename F::Acc;
   using Word = typename F::Word;
   const Problem& p = call.p;
-  const int64_t rows = std::min(kTile, p.N - i0), words = call.words(p.D);
+  const int64_t rows = std::min(kQueryTile, p.N - i0), words = call.words(p.D);
   const bool sink = call.in.sink.defined();
-  const Scratch<Word> q(kTile * words), buffer(F::kPack > 1 ? kTile * kTile / F::kPack : 0);
-  const Scratch<Acc> acc(rows * p.Dv, Acc{0}), numbers(F::kPack > 1 && call.rotary ? kTile * p.D : 0);
-  Acc m[kTile], l[kTile];
-  alignas(64) Acc s[kTile * kTile];
+  const Scratch<Word> q(kQueryTile * words), buffer(F::kPack > 1 ? kQueryTile * kTile / F::kPack : 0);
+  const Scratch<Acc> acc(rows * p.Dv, Acc{0}), numbers(F::kPack > 1 && call.rotary ? kQueryTile * p.D : 0);
+  Acc m[kQueryTile], l[kQueryTile];
+  alignas(64) Acc s[kQueryTile * kTile];
   std::fill(m, m + rows, sink ? call.in.sink.template data<Acc>()[h] : static_cast<Acc>(-INFINITY));
   std::fill(l, l + rows, sink ? Acc{1} : Acc{0});
   const TileRows query_rows = rows_of(call.in.q, b, h, i0, rows);
@@ -127,7 +127,7 @@ bool forward(const Call<F>& call, const ScoreResult& result) {
       const KeySide<F> keys(call, memory.data(), false);
       for (int64_t tile = 0; tile < p.key_tiles(); ++tile) note(keys.pack(b, hk, tile));
       for (int64_t h = hk * p.group(); h < (hk + 1) * p.group(); ++h) {
-        for (int64_t tile = 0; tile < p.query_tiles(); ++tile) note(forward_tile(call, keys, result, b, h, tile * kTile));
+        for (int64_t tile = 0; tile < p.query_tiles(); ++tile) note(forward_tile(call, keys, result, b, h, tile * kQueryTile));
       }
     });
     return finite;
@@ -143,7 +143,7 @@ bool forward(const Call<F>& call, const ScoreResult& result) {
   // Later tiles see more keys under a causal mask: longest first.
   parallel_for_each(0, p.B * p.H * p.query_tiles(), [&](int64_t task) {
     const int64_t tile = p.query_tiles() - 1 - task / (p.B * p.H), b = task % (p.B * p.H) / p.H, h = task % p.H;
-    note(forward_tile(call, keys(b * p.Hkv + h / p.group()), result, b, h, tile * kTile));
+    note(forward_tile(call, keys(b * p.Hkv + h / p.group()), result, b, h, tile * kQueryTile));
   });
   return finite;
 }

@@ -30,21 +30,22 @@ FOVEA_INLINE void score_rows_forward_from(const RowForward<float>& c, int64_t r)
   if constexpr (Rule::kOnline) {
     for (int64_t j = 0; j < whole; j += kLanes) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) lanes[i] = max(scale * load(s + i * kScoreTile + j), lanes[i]);  // max returns the second for NaN
+      for (int i = 0; i < kRows; ++i) lanes[i] = max(load(s + i * kScoreTile + j), lanes[i]);  // max returns the second for NaN
     }
     if (whole < c.n) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) lanes[i] = max(select(tail, scale * load(s + i * kScoreTile + whole, tail), none), lanes[i]);
+      for (int i = 0; i < kRows; ++i) lanes[i] = max(select(tail, load(s + i * kScoreTile + whole, tail), none), lanes[i]);
     }
     if constexpr (kRows == 4) max_lanes(row, lanes);
     else row[0] = max_lane(lanes[0]);
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       float& m = c.m[r + i];
-      if (row[i] > m) {
-        const float factor = m == kNone ? 0.0f : __builtin_expf(m - row[i]);
+      const float top = c.scale * row[i];
+      if (top > m) {
+        const float factor = m == kNone ? 0.0f : __builtin_expf(m - top);
         c.l[r + i] *= factor;
-        m = row[i];
+        m = top;
         float* acc = c.acc + (r + i) * c.dv;
         for (int64_t d = 0; d < c.dv; d += kLanes) {
           const Mask k = first_lanes(c.dv - d);

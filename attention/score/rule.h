@@ -28,9 +28,9 @@
 
 namespace fovea {
 
-inline constexpr int64_t kScoreTile = 64;  // queries and keys of a tile; rows of a tile of scores stand this far apart
+inline constexpr int64_t kScoreTile = 64;  // keys of a tile: rows of a tile of scores stand this far apart
 
-// Rows of a tile of scores on their way to weights. Scores s are raw products; the true score is `scale` times s. A score of -inf
+// Rows of a tile of scores on their way to weights. Scores s are raw products; the true score is `scale` times s, scale > 0. A score of -inf
 // is a hidden key.
 template <typename Acc>
 struct RowForward {

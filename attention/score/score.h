@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The score engine on the CPU: attention under a Rule (attention/score/rule.h; softmax is the first) in tiles of 64 queries x 64
+// The score engine on the CPU: attention under a Rule (attention/score/rule.h; softmax is the first) in tiles of 128 queries x 64
 // keys, never N x M in memory, forward and backward (tiled as in 2205.14135, 2307.08691). Tiles that a mask excludes are never
 // computed; a key that a mask hides changes nothing, not even when it is NaN. The bits of a result depend on shapes and values
 // alone, never on the number of threads.

@@ -148,6 +148,7 @@ std::vector<Case> cases() {
       {"full", {2, 3, 3, 33, 33, 16, 16}, [](Mask&, ScoreInputs&, ScoreOptions&) {}},
       {"causal", {2, 3, 3, 67, 67, 16, 16}, [](Mask& m, ScoreInputs&, ScoreOptions&) { m.causal(); }},
       {"one token", {1, 1, 1, 1, 1, 3, 2}, [](Mask& m, ScoreInputs&, ScoreOptions&) { m.causal(); }},
+      {"query tile edges", {1, 2, 2, 129, 130, 8, 8}, [](Mask& m, ScoreInputs&, ScoreOptions&) { m.causal(); }},
       {"tile edges", {1, 2, 2, 64, 65, 8, 17}, [](Mask&, ScoreInputs&, ScoreOptions&) {}},
       {"fewer queries than keys", {1, 4, 2, 3, 130, 8, 8}, [](Mask& m, ScoreInputs&, ScoreOptions&) { m.causal(); }},
       {"grouped heads", {2, 6, 2, 40, 40, 8, 12}, [](Mask& m, ScoreInputs&, ScoreOptions&) { m.causal(); }},

@@ -9,10 +9,7 @@ namespace {
 
 // ---- products ----------------------------------------------------------------------------------------------------
 
-// Rows by vectors of c that stay in registers: measured best of those that fit beside one row of b (AVX-512: 24 of 32).
-constexpr int kWide = kLanes == 16 ? 4 : 2;
-constexpr int kWideRows = kLanes == 16 ? 6 : 4;
-constexpr int kNarrowRows = kLanes == 16 ? 12 : 4;  // by kWide / 2 or one vector
+constexpr int kWide = kLanes == 16 ? 4 : 2;  // vectors of c in a row of registers; up to 24 of 32 registers hold c
 
 // acc + a b, a and b words
 template <bool kPairs>
@@ -67,12 +64,20 @@ FOVEA_INLINE void block(const TileProduct& p, int64_t i, int64_t j, Mask mask, b
   }
 }
 
-// All rows of the C vectors from column j.
+// All rows of the C vectors from column j, in few kinds of blocks that all keep the multipliers busy: m = 6 a + 5 b, or 12 a + 8 b.
 template <bool kPairs, int C>
 void columns(const TileProduct& p, int64_t j, Mask mask, bool tail) {
-  constexpr int kRows = C == kWide ? kWideRows : kNarrowRows;
   int64_t i = 0;
-  for (; i + kRows <= p.m; i += kRows) block<kPairs, kRows, C>(p, i, j, mask, tail);
+  if constexpr (kLanes == 16 && C == kWide) {
+    const int64_t fives = (6 - p.m % 6) % 6;
+    if (5 * fives <= p.m) {
+      for (; i + 5 * fives < p.m; i += 6) block<kPairs, 6, C>(p, i, j, mask, tail);
+      for (; i < p.m; i += 5) block<kPairs, 5, C>(p, i, j, mask, tail);
+    }
+  } else if constexpr (kLanes == 16) {
+    for (; i + 12 <= p.m && i + 16 != p.m; i += 12) block<kPairs, 12, C>(p, i, j, mask, tail);
+    for (; i + 8 <= p.m; i += 8) block<kPairs, 8, C>(p, i, j, mask, tail);
+  }
   for (; i + 4 <= p.m; i += 4) block<kPairs, 4, C>(p, i, j, mask, tail);
   for (; i < p.m; ++i) block<kPairs, 1, C>(p, i, j, mask, tail);
 }
@@ -121,6 +126,9 @@ void store_rows_of(const TileRows& to, const float* from, float factor) {
   for (int64_t i = 0; i < to.rows; ++i, from += to.columns) {
     T* row = static_cast<T*>(to.data) + i * to.stride;
     int64_t c = 0;
+    if (reinterpret_cast<uintptr_t>(row) % 64 == 0) {  // past the caches: strided rows would be fetched first, to be overwritten
+      for (; c + kLanes <= to.columns; c += kLanes) stream(row + c, f * load(from + c));
+    }
     for (; c + kLanes <= to.columns; c += kLanes) store(row + c, f * load(from + c));
     if (const Mask k = first_lanes(to.columns - c); c < to.columns) store(row + c, f * load(from + c, k), k);
   }
@@ -176,6 +184,7 @@ void load_rows(float* to, const TileRows& from, float factor) {
 void store_rows(const TileRows& to, const float* from, float factor) {
   if (to.dtype == Dtype::bf16) store_rows_of<bf16>(to, from, factor);
   else store_rows_of<float>(to, from, factor);
+  end_streaming();
 }
 
 bool rows_are_finite(const TileRows& rows) { return rows.dtype == Dtype::bf16 ? finite<bf16>(rows) : finite<float>(rows); }

@@ -74,6 +74,19 @@ TEST(SoftmaxAttention, EveryVariantHasTheGradientOfItsForward) {
   }
 }
 
+TEST(SoftmaxAttention, OperatorWithSinkAndBiasHasTheGradientOfItsForward) {
+  const auto leaf = [](const Shape& shape, const char* name) {
+    const Tensor value = Tensor::empty(shape, Dtype::f64);
+    fill_normal(value, RngKey(7, "test", name));
+    return Variable(value, true);
+  };
+  ScoreOptions options;
+  options.softcap = 2.0;
+  options.rope = Rope::interleaved;
+  gradcheck([&](const Variables& in) { return softmax_attention(in[0], in[1], in[2], in[3], alibi_slopes(4), Mask().causal(), options, in[4]); },
+            {leaf({2, 4, 3, 6}, "q"), leaf({2, 2, 5, 6}, "k"), leaf({2, 2, 5, 4}, "v"), leaf({4}, "sink"), leaf({1, 4, 3, 5}, "bias")});
+}
+
 TEST(SoftmaxAttention, DecodingTokenByTokenOrInPiecesGivesTheForward) {
   for (const auto& [name, options] : variants()) {
     SCOPED_TRACE(name);
