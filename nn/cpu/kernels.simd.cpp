@@ -276,7 +276,7 @@ float shifted_mass(const T* l, int64_t count, float shift, float* total) {
   for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      prefetch(l + i + v * kLanes + 1024);
+      prefetch(l + i + v * kLanes + 4096);
       const Vec x = load(l + i + v * kLanes);
       masses[v] = masses[v] + exp_shifted(x, shifted);
       if constexpr (kTotal) sums[v] = sums[v] + x;
