@@ -11,10 +11,12 @@
 namespace fovea::attention {
 namespace {
 
-// The options attribute as flags of the operator's own typed options, which refuse unknown keys and wrong types.
+// The options attribute as flags of the operator's own typed options, which refuse unknown keys and
+// wrong types.
 std::vector<config::Flag> flags_of(const std::string& options, const std::string& file) {
   const auto json = nlohmann::json::parse(options, nullptr, false);
-  FOVEA_CHECK(json.is_object(), "golden ", file, ": attribute options is no JSON object: ", options);
+  FOVEA_CHECK(json.is_object(), "golden ", file,
+              ": attribute options is no JSON object: ", options);
   std::vector<config::Flag> flags;
   for (const auto& [key, value] : json.items()) {
     if (value.is_null()) continue;  // the default
@@ -33,14 +35,16 @@ std::vector<std::string> members(const Hdf5Reader& reader, const std::string& gr
   return reader.has(group) ? reader.members(group) : std::vector<std::string>{};
 }
 
-void check_names(const std::vector<TensorSpec>& specs, const std::vector<std::string>& found, const std::string& group, const System& system,
-                 const std::string& file) {
+void check_names(const std::vector<TensorSpec>& specs, const std::vector<std::string>& found,
+                 const std::string& group, const System& system, const std::string& file) {
   for (const TensorSpec& spec : specs) {
-    FOVEA_CHECK(spec.optional || std::find(found.begin(), found.end(), spec.name) != found.end(), "golden ", file, ": ", system.name, " needs ", group,
-                '/', spec.name, ' ', spec.shape);
+    FOVEA_CHECK(spec.optional || std::find(found.begin(), found.end(), spec.name) != found.end(),
+                "golden ", file, ": ", system.name, " needs ", group, '/', spec.name, ' ',
+                spec.shape);
   }
   for (const std::string& name : found) {
-    const bool known = std::any_of(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return spec.name == name; });
+    const bool known = std::any_of(specs.begin(), specs.end(),
+                                   [&](const TensorSpec& spec) { return spec.name == name; });
     FOVEA_CHECK(known, "golden ", file, ": ", group, '/', name, " is no tensor of ", system.name);
   }
 }
@@ -50,14 +54,18 @@ void check_names(const std::vector<TensorSpec>& specs, const std::vector<std::st
 GoldenResult run_golden(const std::filesystem::path& path, Dtype dtype) {
   const std::string file = path.string();
   const Hdf5Reader reader(path);
-  GoldenResult result{required(reader, "system", file), required(reader, "case", file), required(reader, "options", file), {}};
+  GoldenResult result{required(reader, "system", file),
+                      required(reader, "case", file),
+                      required(reader, "options", file),
+                      {}};
   const System& system = attention::system(result.system);
   const std::unique_ptr<config::Options> options = system.op.options();
   config::load_text(*options, "", file + ": options", flags_of(result.options, file));
 
   NamedVariables tensors;
   std::vector<std::string> order;
-  for (const auto& [group, specs] : {std::pair{std::string("inputs"), system.op.inputs}, std::pair{std::string("params"), system.op.params}}) {
+  for (const auto& [group, specs] : {std::pair{std::string("inputs"), system.op.inputs},
+                                     std::pair{std::string("params"), system.op.params}}) {
     const std::vector<std::string> names = members(reader, group);
     check_names(specs, names, group, system, file);
     for (const std::string& name : names) {
@@ -71,10 +79,13 @@ GoldenResult run_golden(const std::filesystem::path& path, Dtype dtype) {
   Variables roots;
   Tensors seeds;
   for (const auto& [name, value] : outputs) {
-    result.tensors.emplace_back("outputs/" + name, is_floating(value.dtype()) ? value.value().to(Dtype::f64) : value.value());
+    result.tensors.emplace_back("outputs/" + name, is_floating(value.dtype())
+                                                       ? value.value().to(Dtype::f64)
+                                                       : value.value());
     if (!reader.has("cotangents/" + name)) continue;
     const Tensor seed = reader.read("cotangents/" + name);
-    FOVEA_CHECK(seed.shape() == value.shape(), "golden ", file, ": cotangents/", name, " is ", seed.shape(), " but the output is ", value.shape());
+    FOVEA_CHECK(seed.shape() == value.shape(), "golden ", file, ": cotangents/", name, " is ",
+                seed.shape(), " but the output is ", value.shape());
     roots.push_back(value);
     seeds.push_back(seed.to(value.dtype()));
   }
@@ -82,7 +93,9 @@ GoldenResult run_golden(const std::filesystem::path& path, Dtype dtype) {
   for (const std::string& name : order) {
     const Variable& leaf = tensors.at(name);
     if (!leaf.requires_grad()) continue;
-    result.tensors.emplace_back("grads/" + name, leaf.grad().defined() ? leaf.grad().to(Dtype::f64) : Tensor::zeros(leaf.shape(), Dtype::f64));
+    result.tensors.emplace_back("grads/" + name, leaf.grad().defined()
+                                                     ? leaf.grad().to(Dtype::f64)
+                                                     : Tensor::zeros(leaf.shape(), Dtype::f64));
   }
   return result;
 }
@@ -94,18 +107,25 @@ std::vector<GoldenError> check_golden(const std::filesystem::path& path, Dtype d
   for (const std::string group : {"outputs", "grads"}) {
     for (const std::string& name : members(reader, group)) {
       const std::string full = group + "/" + name;
-      const auto found = std::find_if(result.tensors.begin(), result.tensors.end(), [&](const auto& entry) { return entry.first == full; });
-      FOVEA_CHECK(found != result.tensors.end(), "golden ", path.string(), ": ", result.system, " gives no ", full);
+      const auto found = std::find_if(result.tensors.begin(), result.tensors.end(),
+                                      [&](const auto& entry) { return entry.first == full; });
+      FOVEA_CHECK(found != result.tensors.end(), "golden ", path.string(), ": ", result.system,
+                  " gives no ", full);
       const Tensor reference = reader.read(full);
-      FOVEA_CHECK(reference.shape() == found->second.shape(), "golden ", path.string(), ": ", full, " is ", reference.shape(), " but ", result.system,
-                  " gives ", found->second.shape());
-      const std::vector<double> x = found->second.to_vector<double>(), r = reference.to_vector<double>();
+      FOVEA_CHECK(reference.shape() == found->second.shape(), "golden ", path.string(), ": ", full,
+                  " is ", reference.shape(), " but ", result.system, " gives ",
+                  found->second.shape());
+      const std::vector<double> x = found->second.to_vector<double>(),
+                                r = reference.to_vector<double>();
       double difference = 0.0, norm = 0.0;
       for (size_t i = 0; i < x.size(); ++i) {
         difference += (x[i] - r[i]) * (x[i] - r[i]);
         norm += r[i] * r[i];
       }
-      const double tolerance = dtype == Dtype::f64 ? 1e-9 : dtype == Dtype::bf16 ? 2e-2 : group == "outputs" ? 1e-5 : 1e-4;
+      const double tolerance = dtype == Dtype::f64    ? 1e-9
+                               : dtype == Dtype::bf16 ? 2e-2
+                               : group == "outputs"   ? 1e-5
+                                                      : 1e-4;
       errors.push_back({full, std::sqrt(norm > 0.0 ? difference / norm : difference), tolerance});
     }
   }

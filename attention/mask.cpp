@@ -12,7 +12,8 @@ Mask& Mask::causal() {
 }
 
 Mask& Mask::window(int64_t left, int64_t right) {
-  FOVEA_CHECK(left >= -1 && right >= -1, "mask: window [", left, ", ", right, "]; expected -1 (unbounded) or more");
+  FOVEA_CHECK(left >= -1 && right >= -1, "mask: window [", left, ", ", right,
+              "]; expected -1 (unbounded) or more");
   left_ = left;
   right_ = right;
   return *this;
@@ -31,7 +32,8 @@ Mask& Mask::documents(const Tensor& queries, const Tensor& keys) {
 }
 
 Mask& Mask::block_sparse(const Tensor& allowed, int64_t query_block, int64_t key_block) {
-  FOVEA_CHECK(query_block >= 1 && key_block >= 1, "mask: blocks of ", query_block, " x ", key_block);
+  FOVEA_CHECK(query_block >= 1 && key_block >= 1, "mask: blocks of ", query_block, " x ",
+              key_block);
   blocks_ = allowed.contiguous();
   query_block_ = query_block;
   key_block_ = key_block;
@@ -39,19 +41,26 @@ Mask& Mask::block_sparse(const Tensor& allowed, int64_t query_block, int64_t key
 }
 
 void Mask::validate(int64_t batch, int64_t heads, int64_t queries, int64_t keys) const {
-  FOVEA_CHECK(!causal_ || queries <= keys, "mask: causal attention needs N <= M, found N ", queries, ", M ", keys);
-  FOVEA_CHECK(prefix_ <= keys, "mask: prefix of ", prefix_, " tokens, but there are ", keys, " keys");
+  FOVEA_CHECK(!causal_ || queries <= keys, "mask: causal attention needs N <= M, found N ", queries,
+              ", M ", keys);
+  FOVEA_CHECK(prefix_ <= keys, "mask: prefix of ", prefix_, " tokens, but there are ", keys,
+              " keys");
   if (query_documents_.defined()) {
-    FOVEA_CHECK(query_documents_.dtype() == Dtype::i32 && query_documents_.shape() == (Shape{batch, queries}) &&
-                    key_documents_.dtype() == Dtype::i32 && key_documents_.shape() == (Shape{batch, keys}),
-                "mask: documents are ", query_documents_.shape(), " and ", key_documents_.shape(), "; expected i32 [", batch, ", ", queries,
-                "] and [", batch, ", ", keys, ']');
+    FOVEA_CHECK(query_documents_.dtype() == Dtype::i32 &&
+                    query_documents_.shape() == (Shape{batch, queries}) &&
+                    key_documents_.dtype() == Dtype::i32 &&
+                    key_documents_.shape() == (Shape{batch, keys}),
+                "mask: documents are ", query_documents_.shape(), " and ", key_documents_.shape(),
+                "; expected i32 [", batch, ", ", queries, "] and [", batch, ", ", keys, ']');
   }
   if (blocks_.defined()) {
-    const int64_t rows = (queries + query_block_ - 1) / query_block_, columns = (keys + key_block_ - 1) / key_block_;
-    FOVEA_CHECK(blocks_.dtype() == Dtype::u8 && blocks_.rank() == 3 && (blocks_.dim(0) == 1 || blocks_.dim(0) == heads) &&
-                    blocks_.dim(1) == rows && blocks_.dim(2) == columns,
-                "mask: block mask is ", blocks_.shape(), "; expected u8 [", heads, " or 1, ", rows, ", ", columns, ']');
+    const int64_t rows = (queries + query_block_ - 1) / query_block_,
+                  columns = (keys + key_block_ - 1) / key_block_;
+    FOVEA_CHECK(blocks_.dtype() == Dtype::u8 && blocks_.rank() == 3 &&
+                    (blocks_.dim(0) == 1 || blocks_.dim(0) == heads) && blocks_.dim(1) == rows &&
+                    blocks_.dim(2) == columns,
+                "mask: block mask is ", blocks_.shape(), "; expected u8 [", heads, " or 1, ", rows,
+                ", ", columns, ']');
   }
 }
 
@@ -63,7 +72,8 @@ void Mask::limits(int64_t i, int64_t queries, int64_t keys, int64_t& first, int6
   last = std::max(first, last);
 }
 
-bool Mask::allowed(int64_t b, int64_t h, int64_t i, int64_t j, int64_t queries, int64_t keys) const {
+bool Mask::allowed(int64_t b, int64_t h, int64_t i, int64_t j, int64_t queries,
+                   int64_t keys) const {
   int64_t first, last;
   limits(i, queries, keys, first, last);
   if (j < first || j >= last) return false;
@@ -73,12 +83,15 @@ bool Mask::allowed(int64_t b, int64_t h, int64_t i, int64_t j, int64_t queries, 
   }
   if (blocks_.defined()) {
     const int64_t head = blocks_.dim(0) == 1 ? 0 : h;
-    if (blocks_.data<uint8_t>()[(head * blocks_.dim(1) + i / query_block_) * blocks_.dim(2) + j / key_block_] == 0) return false;
+    if (blocks_.data<uint8_t>()[(head * blocks_.dim(1) + i / query_block_) * blocks_.dim(2) +
+                                j / key_block_] == 0)
+      return false;
   }
   return true;
 }
 
-TileClass Mask::classify(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t queries, int64_t keys) const {
+TileClass Mask::classify(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+                         int64_t queries, int64_t keys) const {
   // Both limits grow with i, so the first and the last query bound those between.
   int64_t first_low, last_low, first_high, last_high;
   limits(i0, queries, keys, first_low, last_low);
@@ -86,7 +99,9 @@ TileClass Mask::classify(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j
   if (j1 <= first_low || j0 >= last_high) return TileClass::skip;
   bool full = j0 >= first_high && j1 <= last_low;
   if (query_documents_.defined()) {
-    const auto range = [](const int32_t* ids, int64_t begin, int64_t end) { return std::minmax_element(ids + begin, ids + end); };
+    const auto range = [](const int32_t* ids, int64_t begin, int64_t end) {
+      return std::minmax_element(ids + begin, ids + end);
+    };
     const auto [qmin, qmax] = range(query_documents_.data<int32_t>() + b * queries, i0, i1);
     const auto [kmin, kmax] = range(key_documents_.data<int32_t>() + b * keys, j0, j1);
     if (*qmax < *kmin || *kmax < *qmin || *qmax < 0 || *kmax < 0) return TileClass::skip;
@@ -94,7 +109,8 @@ TileClass Mask::classify(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j
   }
   if (blocks_.defined()) {
     bool any = false, all = true;
-    const uint8_t* head = blocks_.data<uint8_t>() + (blocks_.dim(0) == 1 ? 0 : h) * blocks_.dim(1) * blocks_.dim(2);
+    const uint8_t* head =
+        blocks_.data<uint8_t>() + (blocks_.dim(0) == 1 ? 0 : h) * blocks_.dim(1) * blocks_.dim(2);
     for (int64_t r = i0 / query_block_; r <= (i1 - 1) / query_block_; ++r) {
       for (int64_t c = j0 / key_block_; c <= (j1 - 1) / key_block_; ++c) {
         const bool on = head[r * blocks_.dim(2) + c] != 0;

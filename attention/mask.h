@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Which keys a query may see. A mask is the intersection of its parts; tiles of the score matrix are skipped, taken whole
-// or tested element by element. Positions: with N queries and M keys, query i sits at i' = i + (M - N) (the queries are
-// the last N positions).
+// Which keys a query may see. A mask is the intersection of its parts; tiles of the score matrix
+// are skipped, taken whole or tested element by element. Positions: with N queries and M keys,
+// query i sits at i' = i + (M - N) (the queries are the last N positions).
 
 #include <vector>
 
@@ -15,13 +15,15 @@ enum class TileClass { skip, partial, full };
 class Mask {
  public:
   // Everything is allowed until a part is added. Each call returns *this.
-  Mask& causal();                                     // j <= i'
+  Mask& causal();  // j <= i'
   // i' - j <= left and j - i' <= right; -1 = unbounded. Throws below -1.
   Mask& window(int64_t left, int64_t right);
-  Mask& prefix(int64_t tokens);                       // lets every query see j < tokens despite causal
-  // i32 [B, N] and [B, M]: equal ids see each other; -1 is padding that sees nothing and is seen by nothing.
+  Mask& prefix(int64_t tokens);  // lets every query see j < tokens despite causal
+  // i32 [B, N] and [B, M]: equal ids see each other; -1 is padding that sees nothing and is seen by
+  // nothing.
   Mask& documents(const Tensor& queries, const Tensor& keys);
-  // allowed u8 [H or 1, rows, cols]: query block i / query_block sees key block j / key_block where it is not 0.
+  // allowed u8 [H or 1, rows, cols]: query block i / query_block sees key block j / key_block where
+  // it is not 0.
   Mask& block_sparse(const Tensor& allowed, int64_t query_block, int64_t key_block);
 
   bool is_causal() const { return causal_; }
@@ -30,8 +32,10 @@ class Mask {
 
   // The definition.
   bool allowed(int64_t b, int64_t h, int64_t i, int64_t j, int64_t queries, int64_t keys) const;
-  // Of queries [i0, i1) and keys [j0, j1), neither empty. Never wrong; `partial` may be said of a tile that is whole.
-  TileClass classify(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t queries, int64_t keys) const;
+  // Of queries [i0, i1) and keys [j0, j1), neither empty. Never wrong; `partial` may be said of a
+  // tile that is whole.
+  TileClass classify(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+                     int64_t queries, int64_t keys) const;
   // Keys [first, last) that positions alone (causal, window, prefix) leave to query i.
   void limits(int64_t i, int64_t queries, int64_t keys, int64_t& first, int64_t& last) const;
   // Whether allowed() is limits() and nothing else.

@@ -11,7 +11,8 @@ const std::map<std::string, System>& systems() {
     std::map<std::string, System> map;
     for (System& system : all_systems()) {
       const std::string name = system.name;
-      FOVEA_CHECK(map.emplace(name, std::move(system)).second, "attention: two systems are called ", name);
+      FOVEA_CHECK(map.emplace(name, std::move(system)).second, "attention: two systems are called ",
+                  name);
     }
     return map;
   }();
@@ -24,7 +25,8 @@ const System& system(const std::string& name) {
   std::vector<std::string> names;
   for (const auto& [known, unused] : systems()) names.push_back(known);
   const std::string near = config::nearest(name, names);
-  throw Error(concat("attention: no system is called \"", name, '"', near.empty() ? "" : "; did you mean ", near));
+  throw Error(concat("attention: no system is called \"", name, '"',
+                     near.empty() ? "" : "; did you mean ", near));
 }
 
 config::Choice attention_choice() {
@@ -33,7 +35,8 @@ config::Choice attention_choice() {
   return config::Choice(std::move(kinds), "softmax_attention");
 }
 
-std::unique_ptr<nn::Mixer> make_attention(const config::Choice& attention, int64_t channels, int64_t layer, int64_t layers) {
+std::unique_ptr<nn::Mixer> make_attention(const config::Choice& attention, int64_t channels,
+                                          int64_t layer, int64_t layers) {
   return system(attention.kind()).make(attention.options(), channels, layer, layers);
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// name -> attention system. A folder attention/<name>/ that holds <name>.h is a system; the build writes the list that
-// calls its register_<name>(), so that adding a folder touches no other file.
+// name -> attention system. A folder attention/<name>/ that holds <name>.h is a system; the build
+// writes the list that calls its register_<name>(), so that adding a folder touches no other file.
 
 #include <functional>
 #include <map>
@@ -19,8 +19,8 @@ using NamedVariables = std::map<std::string, Variable>;
 
 // One tensor of a system's operator, as `fovea op list` shows it.
 struct TensorSpec {
-  std::string name;      // "q"
-  std::string shape;     // "[B, H, N, D]"
+  std::string name;   // "q"
+  std::string shape;  // "[B, H, N, D]"
   bool optional = false;
 };
 
@@ -34,11 +34,13 @@ struct Operator {
 
 struct System {
   std::string name;
-  std::string title;   // one line
-  std::string paper;   // arXiv ids
-  std::string family;  // engine: score, linear, ...
+  std::string title;        // one line
+  std::string paper;        // arXiv ids
+  std::string family;       // engine: score, linear, ...
   config::Factory options;  // keys of [model.attention]
-  std::function<std::unique_ptr<nn::Mixer>(const config::Options& options, int64_t channels, int64_t layer, int64_t layers)> make;
+  std::function<std::unique_ptr<nn::Mixer>(const config::Options& options, int64_t channels,
+                                           int64_t layer, int64_t layers)>
+      make;
   Operator op;
 };
 
@@ -49,6 +51,7 @@ const System& system(const std::string& name);
 
 // [model.attention]: kind = a system's name.
 config::Choice attention_choice();
-std::unique_ptr<nn::Mixer> make_attention(const config::Choice& attention, int64_t channels, int64_t layer, int64_t layers);
+std::unique_ptr<nn::Mixer> make_attention(const config::Choice& attention, int64_t channels,
+                                          int64_t layer, int64_t layers);
 
 }  // namespace fovea::attention

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every system owes: it registers fully, its golden files hold, and its module trains and decodes in a model.
+// What every system owes: it registers fully, its golden files hold, and its module trains and
+// decodes in a model.
 #include "attention/registry.h"
 
 #include <gtest/gtest.h>
@@ -27,7 +28,9 @@ TEST(Registry, EverySystemIsDescribedAndHasGoldenFiles) {
     EXPECT_FALSE(system.op.inputs.empty() || system.op.outputs.empty()) << name;
     EXPECT_TRUE(std::filesystem::exists("attention/" + name + "/" + name + ".h")) << name;
     const auto files = golden_files();
-    EXPECT_TRUE(std::any_of(files.begin(), files.end(), [&](const auto& f) { return f.filename().string().starts_with(name + "__"); })) << name;
+    EXPECT_TRUE(std::any_of(files.begin(), files.end(), [&](const auto& f) {
+      return f.filename().string().starts_with(name + "__");
+    })) << name;
   }
 }
 
@@ -38,7 +41,9 @@ TEST(Registry, GoldenFilesHoldInEveryDtype) {
     for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
       const std::vector<GoldenError> errors = check_golden(file, dtype);
       EXPECT_GE(errors.size(), 4u);  // an output and three gradients
-      for (const GoldenError& e : errors) EXPECT_TRUE(e.passed()) << file << ' ' << dtype << ' ' << e.tensor << ": " << e.error << " > " << e.tolerance;
+      for (const GoldenError& e : errors)
+        EXPECT_TRUE(e.passed()) << file << ' ' << dtype << ' ' << e.tensor << ": " << e.error
+                                << " > " << e.tolerance;
     }
   }
 }
@@ -48,13 +53,17 @@ TEST(Registry, UnknownSystemsGetTheNearestName) {
     system("softmax_atention");
     FAIL();
   } catch (const Error& e) {
-    EXPECT_NE(std::string(e.what()).find("did you mean softmax_attention"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("did you mean softmax_attention"), std::string::npos)
+        << e.what();
   }
 }
 
 class GoldenFile : public testing::Test {
  protected:
-  void SetUp() override { path = std::filesystem::temp_directory_path() / ("fovea_golden_test." + std::to_string(getpid()) + ".h5"); }
+  void SetUp() override {
+    path = std::filesystem::temp_directory_path() /
+           ("fovea_golden_test." + std::to_string(getpid()) + ".h5");
+  }
   void TearDown() override { std::filesystem::remove(path); }
   // A file with the first golden case's tensors, changed by `edit`.
   std::string error_after(const std::function<void(Hdf5Writer&, const Hdf5Reader&)>& edit) {
@@ -79,29 +88,42 @@ class GoldenFile : public testing::Test {
 TEST_F(GoldenFile, AWrongReferenceFails) {
   error_after([](Hdf5Writer& writer, const Hdf5Reader& reader) {
     head(writer, *reader.attribute("/", "options"));
-    for (const std::string name : {"inputs/q", "inputs/k", "inputs/v", "cotangents/out", "grads/q", "grads/k"}) writer.write(name, reader.read(name));
+    for (const std::string name :
+         {"inputs/q", "inputs/k", "inputs/v", "cotangents/out", "grads/q", "grads/k"})
+      writer.write(name, reader.read(name));
     const Tensor dv = reader.read("grads/v").clone();
     dv.data<double>()[7] += 1e-3;
     writer.write("grads/v", dv);
   });
   const auto errors = check_golden(path, Dtype::f64);
-  for (const GoldenError& e : errors) EXPECT_EQ(e.passed(), e.tensor != "grads/v") << e.tensor << ' ' << e.error;
+  for (const GoldenError& e : errors)
+    EXPECT_EQ(e.passed(), e.tensor != "grads/v") << e.tensor << ' ' << e.error;
 }
 
 TEST_F(GoldenFile, WhatIsMissingOrTooMuchIsNamed) {
-  const auto with = [&](const std::string& options, const std::vector<std::string>& names, const std::string& extra) {
+  const auto with = [&](const std::string& options, const std::vector<std::string>& names,
+                        const std::string& extra) {
     return error_after([&](Hdf5Writer& writer, const Hdf5Reader& reader) {
       head(writer, options);
       for (const std::string& name : names) writer.write(name, reader.read(name));
       if (!extra.empty()) writer.write(extra, Tensor::zeros({2}, Dtype::f64));
     });
   };
-  EXPECT_NE(with("{}", {"inputs/q", "inputs/v"}, "").find("needs inputs/k [B, Hkv, M, D]"), std::string::npos);
-  EXPECT_NE(with("{}", {"inputs/q", "inputs/k", "inputs/v"}, "inputs/w").find("inputs/w is no tensor of softmax_attention"), std::string::npos);
-  EXPECT_NE(with("{\"causl\": true}", {"inputs/q", "inputs/k", "inputs/v"}, "").find("did you mean"), std::string::npos);
-  EXPECT_NE(with("nonsense", {"inputs/q", "inputs/k", "inputs/v"}, "").find("no JSON object"), std::string::npos);
-  EXPECT_NE(with("{}", {"inputs/q", "inputs/k", "inputs/v"}, "cotangents/out").find("but the output is [2, 3, 33, 16]"), std::string::npos);
-  EXPECT_NE(with("{}", {"inputs/q", "inputs/k", "inputs/v"}, "").find("neither outputs nor grads"), std::string::npos);
+  EXPECT_NE(with("{}", {"inputs/q", "inputs/v"}, "").find("needs inputs/k [B, Hkv, M, D]"),
+            std::string::npos);
+  EXPECT_NE(with("{}", {"inputs/q", "inputs/k", "inputs/v"}, "inputs/w")
+                .find("inputs/w is no tensor of softmax_attention"),
+            std::string::npos);
+  EXPECT_NE(
+      with("{\"causl\": true}", {"inputs/q", "inputs/k", "inputs/v"}, "").find("did you mean"),
+      std::string::npos);
+  EXPECT_NE(with("nonsense", {"inputs/q", "inputs/k", "inputs/v"}, "").find("no JSON object"),
+            std::string::npos);
+  EXPECT_NE(with("{}", {"inputs/q", "inputs/k", "inputs/v"}, "cotangents/out")
+                .find("but the output is [2, 3, 33, 16]"),
+            std::string::npos);
+  EXPECT_NE(with("{}", {"inputs/q", "inputs/k", "inputs/v"}, "").find("neither outputs nor grads"),
+            std::string::npos);
 }
 
 }  // namespace

@@ -81,7 +81,8 @@ TEST(Autograd, AnOutputThatNobodyUsesArrivesAsAbsent) {
 
 TEST(Autograd, GradcheckCatchesAWrongGradientAndNamesTheEntry) {
   const std::string message = message_of([] {
-    gradcheck([](const Variables& in) { return record(make<WrongSquareFn>(), in[0]); }, {leaf({5}, "x")});
+    gradcheck([](const Variables& in) { return record(make<WrongSquareFn>(), in[0]); },
+              {leaf({5}, "x")});
   });
   EXPECT_NE(message.find("gradcheck: input 0 [5], element"), std::string::npos) << message;
 }
@@ -111,22 +112,29 @@ TEST(Autograd, ASecondBackwardIsRefusedByName) {
   const Variable x = leaf({2}, "x");
   const Variable loss = sum_all(mul(x, x));
   loss.backward();
-  EXPECT_NE(message_of([&] { loss.backward(); }).find("sum: backward ran twice"), std::string::npos);
+  EXPECT_NE(message_of([&] { loss.backward(); }).find("sum: backward ran twice"),
+            std::string::npos);
 }
 
 TEST(Autograd, BackwardWithoutAGradientOrASeedIsRefused) {
   EXPECT_THROW(Variable(Tensor::zeros({1})).backward(), Error);
-  EXPECT_NE(message_of([] { scale(leaf({2}, "x"), 2.0).backward(); }).find("seed gradient is needed for shape [2]"), std::string::npos);
+  EXPECT_NE(message_of([] {
+              scale(leaf({2}, "x"), 2.0).backward();
+            }).find("seed gradient is needed for shape [2]"),
+            std::string::npos);
 }
 
 TEST(Autograd, RecomputeGivesTheSameGradientsAndHoldsOnlyItsInputs) {
-  const auto f = [](const Variables& in) -> Variables { return {mul(mul(in[0], in[1]), in[0]), add(in[0], in[1])}; };
+  const auto f = [](const Variables& in) -> Variables {
+    return {mul(mul(in[0], in[1]), in[0]), add(in[0], in[1])};
+  };
   const Variable a = leaf({7}, "a"), b = leaf({7}, "b");
   backward(f({a, b}), {Tensor::full({7}, 2.0, Dtype::f64), Tensor::full({7}, -1.0, Dtype::f64)});
   const auto da = a.grad().to_vector<double>(), db = b.grad().to_vector<double>();
   a.zero_grad();
   b.zero_grad();
-  backward(recompute(f, {a, b}), {Tensor::full({7}, 2.0, Dtype::f64), Tensor::full({7}, -1.0, Dtype::f64)});
+  backward(recompute(f, {a, b}),
+           {Tensor::full({7}, 2.0, Dtype::f64), Tensor::full({7}, -1.0, Dtype::f64)});
   EXPECT_EQ(a.grad().to_vector<double>(), da);
   EXPECT_EQ(b.grad().to_vector<double>(), db);
 }

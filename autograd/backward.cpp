@@ -18,31 +18,34 @@ void accumulate(Tensor& target, Tensor gradient) {
 
 }  // namespace
 
-// ---- Variable ----------------------------------------------------------------------------------------------------
+// ---- Variable -----------------------------------------------------------------------------------
 
-Variable::Variable(Tensor value, bool requires_grad) : state_(std::make_shared<detail::VariableState>()) {
-  FOVEA_CHECK(!requires_grad || is_floating(value.dtype()), "variable: a ", value.dtype(), " tensor has no gradient");
+Variable::Variable(Tensor value, bool requires_grad)
+    : state_(std::make_shared<detail::VariableState>()) {
+  FOVEA_CHECK(!requires_grad || is_floating(value.dtype()), "variable: a ", value.dtype(),
+              " tensor has no gradient");
   state_->value = std::move(value);
   state_->requires_grad = requires_grad;
 }
 
 void Variable::set_grad(Tensor grad) const {
   if (grad.defined()) {
-    FOVEA_CHECK(grad.shape() == shape() && grad.dtype() == dtype(), "set_grad: gradient is ", grad.dtype(), ' ', grad.shape(),
-                " but the variable is ", dtype(), ' ', shape());
+    FOVEA_CHECK(grad.shape() == shape() && grad.dtype() == dtype(), "set_grad: gradient is ",
+                grad.dtype(), ' ', grad.shape(), " but the variable is ", dtype(), ' ', shape());
   }
   state_->grad = std::move(grad);
 }
 
 void Variable::set_value(Tensor value) const {
   FOVEA_CHECK(is_leaf(), "set_value: the variable is a result, not a leaf");
-  FOVEA_CHECK(value.shape() == shape() && value.dtype() == dtype(), "set_value: value is ", value.dtype(), ' ', value.shape(),
-              " but the variable is ", dtype(), ' ', shape());
+  FOVEA_CHECK(value.shape() == shape() && value.dtype() == dtype(), "set_value: value is ",
+              value.dtype(), ' ', value.shape(), " but the variable is ", dtype(), ' ', shape());
   state_->value = std::move(value);
 }
 
 void Variable::backward(Tensor seed) const {
-  FOVEA_CHECK(requires_grad(), "backward: the variable does not depend on anything that requires a gradient");
+  FOVEA_CHECK(requires_grad(),
+              "backward: the variable does not depend on anything that requires a gradient");
   if (!seed.defined()) {
     FOVEA_CHECK(value().numel() == 1, "backward: a seed gradient is needed for shape ", shape());
     seed = Tensor::full(shape(), 1.0, dtype(), value().device());
@@ -50,7 +53,9 @@ void Variable::backward(Tensor seed) const {
   GraphAccess::run_backward({*this}, {std::move(seed)});
 }
 
-void backward(const Variables& roots, Tensors seeds) { GraphAccess::run_backward(roots, std::move(seeds)); }
+void backward(const Variables& roots, Tensors seeds) {
+  GraphAccess::run_backward(roots, std::move(seeds));
+}
 
 EnableGrad::EnableGrad() : before_(std::exchange(t_grad_enabled, true)) {}
 EnableGrad::~EnableGrad() { t_grad_enabled = before_; }
@@ -58,7 +63,7 @@ NoGrad::NoGrad() : before_(std::exchange(t_grad_enabled, false)) {}
 NoGrad::~NoGrad() { t_grad_enabled = before_; }
 bool grad_enabled() { return t_grad_enabled; }
 
-// ---- recording ---------------------------------------------------------------------------------------------------
+// ---- recording ----------------------------------------------------------------------------------
 
 bool Function::any_wanted() const {
   return std::find(wanted_.begin(), wanted_.end(), true) != wanted_.end();
@@ -90,20 +95,23 @@ Variable GraphAccess::make_output(const std::shared_ptr<Function>& fn, Tensor va
   return out;
 }
 
-// ---- the walk ----------------------------------------------------------------------------------------------------
-// A Function was created after everything it read, so running the newest pending Function first is a topological
-// order: every consumer of its outputs has already delivered. Nothing recurses, and a Function's saved tensors, inputs
-// and arrived gradients are dropped as soon as it has run.
+// ---- the walk -----------------------------------------------------------------------------------
+// A Function was created after everything it read, so running the newest pending Function first is
+// a topological order: every consumer of its outputs has already delivered. Nothing recurses, and a
+// Function's saved tensors, inputs and arrived gradients are dropped as soon as it has run.
 
 void GraphAccess::run_backward(const std::vector<Variable>& roots, std::vector<Tensor> seeds) {
-  FOVEA_CHECK(roots.size() == seeds.size(), "backward: ", roots.size(), " roots but ", seeds.size(), " seeds");
+  FOVEA_CHECK(roots.size() == seeds.size(), "backward: ", roots.size(), " roots but ", seeds.size(),
+              " seeds");
   NoGrad no_grad;
   struct Pending {
     std::shared_ptr<Function> fn;
     Tensors dout;
   };
   std::unordered_map<Function*, Pending> pending;
-  const auto older = [](const Function* a, const Function* b) { return a->sequence_ < b->sequence_; };
+  const auto older = [](const Function* a, const Function* b) {
+    return a->sequence_ < b->sequence_;
+  };
   std::priority_queue<Function*, std::vector<Function*>, decltype(older)> newest(older);
 
   const auto deliver = [&](const detail::VariableState& to, Tensor gradient) {
@@ -118,28 +126,32 @@ void GraphAccess::run_backward(const std::vector<Variable>& roots, std::vector<T
 
   for (size_t i = 0; i < roots.size(); ++i) {
     if (!seeds[i].defined() || !roots[i].requires_grad()) continue;
-    FOVEA_CHECK(seeds[i].shape() == roots[i].shape(), "backward: seed is ", seeds[i].shape(), " but the variable is ", roots[i].shape());
+    FOVEA_CHECK(seeds[i].shape() == roots[i].shape(), "backward: seed is ", seeds[i].shape(),
+                " but the variable is ", roots[i].shape());
     Tensor seed = seeds[i].to(roots[i].dtype());
-    if (roots[i].is_leaf()) accumulate(roots[i].state_->grad, std::move(seed));
-    else deliver(*roots[i].state_, std::move(seed));
+    if (roots[i].is_leaf())
+      accumulate(roots[i].state_->grad, std::move(seed));
+    else
+      deliver(*roots[i].state_, std::move(seed));
   }
   seeds.clear();
   while (!newest.empty()) {
     auto node = pending.extract(newest.top());
     newest.pop();
     Function& fn = *node.mapped().fn;
-    FOVEA_CHECK(!fn.inputs_.empty(), fn.name(), ": backward ran twice over the same graph; its saved tensors are gone");
+    FOVEA_CHECK(!fn.inputs_.empty(), fn.name(),
+                ": backward ran twice over the same graph; its saved tensors are gone");
     Tensors gradients = fn.backward(node.mapped().dout);
     node.mapped().dout.clear();
     fn.saved_.clear();
     const auto inputs = std::exchange(fn.inputs_, {});
-    FOVEA_CHECK(gradients.size() == inputs.size(), fn.name(), ": backward returned ", gradients.size(), " gradients for ",
-                inputs.size(), " inputs");
+    FOVEA_CHECK(gradients.size() == inputs.size(), fn.name(), ": backward returned ",
+                gradients.size(), " gradients for ", inputs.size(), " inputs");
     for (size_t i = 0; i < inputs.size(); ++i) {
       if (!inputs[i] || !gradients[i].defined()) continue;
       const detail::VariableState& input = *inputs[i];
-      FOVEA_CHECK(gradients[i].shape() == input.value.shape(), fn.name(), ": gradient ", i, " is ", gradients[i].shape(),
-                  " but the input is ", input.value.shape());
+      FOVEA_CHECK(gradients[i].shape() == input.value.shape(), fn.name(), ": gradient ", i, " is ",
+                  gradients[i].shape(), " but the input is ", input.value.shape());
       Tensor gradient = std::exchange(gradients[i], Tensor()).to(input.value.dtype());
       if (input.producer) {
         deliver(input, std::move(gradient));

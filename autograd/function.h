@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Function: one recorded operation, made anew for each call. forward() computes and saves; backward() returns one
-// gradient per input. What it saves is its whole memory cost, and is freed as soon as its backward has run.
+// Function: one recorded operation, made anew for each call. forward() computes and saves;
+// backward() returns one gradient per input. What it saves is its whole memory cost, and is freed
+// as soon as its backward has run.
 //
 //   class ScaleFn final : public Function {
 //    public:
@@ -30,8 +31,8 @@ class Function {
  public:
   virtual ~Function() = default;
   virtual const char* name() const = 0;
-  // dout: one per output, absent where no gradient arrived (a Function with one output always gets it).
-  // Returns one per input; absent where !wanted(i) or where the gradient is zero.
+  // dout: one per output, absent where no gradient arrived (a Function with one output always gets
+  // it). Returns one per input; absent where !wanted(i) or where the gradient is zero.
   virtual Tensors backward(const Tensors& dout) = 0;
 
  protected:
@@ -46,7 +47,8 @@ class Function {
   // What save() kept, in that order:  const auto& [x, mean, rstd] = saved<3>();
   template <size_t kCount>
   const std::array<Tensor, kCount> saved() const {
-    FOVEA_CHECK(saved_.size() == kCount, name(), ": backward ran twice, or saved ", saved_.size(), " tensors and reads ", kCount);
+    FOVEA_CHECK(saved_.size() == kCount, name(), ": backward ran twice, or saved ", saved_.size(),
+                " tensors and reads ", kCount);
     std::array<Tensor, kCount> out;
     std::copy(saved_.begin(), saved_.end(), out.begin());
     return out;
@@ -58,7 +60,7 @@ class Function {
   std::vector<bool> wanted_;
   Tensors saved_;
   std::vector<Shape> output_shapes_;  // to refuse a gradient of the wrong shape by name
-  uint64_t sequence_ = 0;  // order of creation: backward runs newest first
+  uint64_t sequence_ = 0;             // order of creation: backward runs newest first
 };
 
 // The engine's door into Function and Variable; not for use elsewhere.
@@ -69,7 +71,8 @@ struct GraphAccess {
   static bool records(const Function& fn) { return fn.any_wanted(); }
 };
 
-// Backward from several results of one graph at once; seeds[i] is the gradient of roots[i] (absent: none arrives there).
+// Backward from several results of one graph at once; seeds[i] is the gradient of roots[i] (absent:
+// none arrives there).
 void backward(const Variables& roots, Tensors seeds);
 
 // Runs fn->forward(values...) and records it. An absent Variable is passed on as an absent Tensor.
@@ -92,7 +95,8 @@ auto record(std::shared_ptr<F> fn, const V&... inputs) {
   }
 }
 
-// The same for a Function whose forward takes a list: Tensors forward(const Tensors&) or Tensor forward(const Tensors&).
+// The same for a Function whose forward takes a list: Tensors forward(const Tensors&) or Tensor
+// forward(const Tensors&).
 template <typename F>
 auto record_list(std::shared_ptr<F> fn, const Variables& inputs) {
   std::vector<const Variable*> list;
@@ -114,7 +118,8 @@ auto record_list(std::shared_ptr<F> fn, const Variables& inputs) {
   }
 }
 
-// A Function from its constructor's arguments:  return record(make<LayerNormFn>(eps), x, gamma, beta);
+// A Function from its constructor's arguments:  return record(make<LayerNormFn>(eps), x, gamma,
+// beta);
 template <typename F, typename... Args>
 std::shared_ptr<F> make(Args&&... args) {
   return std::make_shared<F>(std::forward<Args>(args)...);

@@ -10,7 +10,7 @@
 namespace fovea {
 namespace {
 
-// ---- arithmetic --------------------------------------------------------------------------------------------------
+// ---- arithmetic ---------------------------------------------------------------------------------
 
 class AddFn final : public Function {
  public:
@@ -42,7 +42,8 @@ class MulFn final : public Function {
   }
   Tensors backward(const Tensors& dout) override {
     const auto [a, b] = saved<2>();
-    return {wanted(0) ? sum_to(mul(dout[0], b), a.shape()) : Tensor(), wanted(1) ? sum_to(mul(dout[0], a), b.shape()) : Tensor()};
+    return {wanted(0) ? sum_to(mul(dout[0], b), a.shape()) : Tensor(),
+            wanted(1) ? sum_to(mul(dout[0], a), b.shape()) : Tensor()};
   }
 };
 
@@ -79,7 +80,7 @@ class MatmulFn final : public Function {
   }
 };
 
-// ---- sums --------------------------------------------------------------------------------------------------------
+// ---- sums ---------------------------------------------------------------------------------------
 
 class SumFn final : public Function {
  public:
@@ -102,7 +103,7 @@ class SumFn final : public Function {
   Shape shape_;
 };
 
-// ---- shape -------------------------------------------------------------------------------------------------------
+// ---- shape --------------------------------------------------------------------------------------
 
 class ReshapeFn final : public Function {
  public:
@@ -174,10 +175,12 @@ class ConcatFn final : public Function {
     shape[axis_] = 0;
     for (const Tensor& part : parts) {
       Shape expected = shape;
-      FOVEA_CHECK(part.rank() == shape.rank() && part.dtype() == parts[0].dtype(), "concat: part is ", part.dtype(), ' ', part.shape(),
-                  " but the first is ", parts[0].dtype(), ' ', parts[0].shape());
+      FOVEA_CHECK(part.rank() == shape.rank() && part.dtype() == parts[0].dtype(),
+                  "concat: part is ", part.dtype(), ' ', part.shape(), " but the first is ",
+                  parts[0].dtype(), ' ', parts[0].shape());
       expected[axis_] = part.dim(axis_);
-      FOVEA_CHECK(part.shape() == expected, "concat: part is ", part.shape(), " but the first is ", parts[0].shape(), "; only axis ", axis_, " may differ");
+      FOVEA_CHECK(part.shape() == expected, "concat: part is ", part.shape(), " but the first is ",
+                  parts[0].shape(), "; only axis ", axis_, " may differ");
       sizes_.push_back(part.dim(axis_));
       shape[axis_] += part.dim(axis_);
     }
@@ -204,7 +207,7 @@ class ConcatFn final : public Function {
   std::vector<int64_t> sizes_;
 };
 
-// ---- conversion --------------------------------------------------------------------------------------------------
+// ---- conversion ---------------------------------------------------------------------------------
 
 class CastFn final : public Function {
  public:
@@ -229,18 +232,35 @@ Variable scale(const Variable& a, double factor) { return record(make<ScaleFn>(f
 Variable matmul(const Variable& a, const Variable& b) { return record(make<MatmulFn>(), a, b); }
 
 Variable sum_all(const Variable& a) { return record(make<SumFn>(-1, 1.0), a); }
-Variable mean_all(const Variable& a) { return record(make<SumFn>(-1, 1.0 / static_cast<double>(std::max<int64_t>(1, a.value().numel()))), a); }
-Variable sum(const Variable& a, int axis) { return record(make<SumFn>(a.shape().wrap(axis), 1.0), a); }
+Variable mean_all(const Variable& a) {
+  return record(make<SumFn>(-1, 1.0 / static_cast<double>(std::max<int64_t>(1, a.value().numel()))),
+                a);
+}
+Variable sum(const Variable& a, int axis) {
+  return record(make<SumFn>(a.shape().wrap(axis), 1.0), a);
+}
 Variable mean(const Variable& a, int axis) {
-  return record(make<SumFn>(a.shape().wrap(axis), 1.0 / static_cast<double>(std::max<int64_t>(1, a.dim(axis)))), a);
+  return record(make<SumFn>(a.shape().wrap(axis),
+                            1.0 / static_cast<double>(std::max<int64_t>(1, a.dim(axis)))),
+                a);
 }
 
-Variable reshape(const Variable& a, const Shape& shape) { return record(make<ReshapeFn>(shape), a); }
-Variable transpose(const Variable& a, int axis_a, int axis_b) { return record(make<TransposeFn>(axis_a, axis_b), a); }
-Variable slice(const Variable& a, int axis, int64_t begin, int64_t end) { return record(make<SliceFn>(axis, begin, end), a); }
+Variable reshape(const Variable& a, const Shape& shape) {
+  return record(make<ReshapeFn>(shape), a);
+}
+Variable transpose(const Variable& a, int axis_a, int axis_b) {
+  return record(make<TransposeFn>(axis_a, axis_b), a);
+}
+Variable slice(const Variable& a, int axis, int64_t begin, int64_t end) {
+  return record(make<SliceFn>(axis, begin, end), a);
+}
 Variable expand(const Variable& a, const Shape& shape) { return record(make<ExpandFn>(shape), a); }
-Variable concat(const Variables& parts, int axis) { return record_list(make<ConcatFn>(axis), parts); }
+Variable concat(const Variables& parts, int axis) {
+  return record_list(make<ConcatFn>(axis), parts);
+}
 
-Variable cast(const Variable& a, Dtype dtype) { return a.dtype() == dtype ? a : record(make<CastFn>(dtype), a); }
+Variable cast(const Variable& a, Dtype dtype) {
+  return a.dtype() == dtype ? a : record(make<CastFn>(dtype), a);
+}
 
 }  // namespace fovea

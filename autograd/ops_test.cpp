@@ -16,7 +16,8 @@ Variable leaf(const Shape& shape, const char* name) {
 }
 
 TEST(Ops, GradientsMatchCentralDifferences) {
-  const Variable a = leaf({2, 3, 4}, "a"), b = leaf({3, 1}, "b"), m = leaf({4, 5}, "m"), c = leaf({2, 4, 5}, "c");
+  const Variable a = leaf({2, 3, 4}, "a"), b = leaf({3, 1}, "b"), m = leaf({4, 5}, "m"),
+                 c = leaf({2, 4, 5}, "c");
   gradcheck([](const Variables& x) { return add(x[0], x[1]); }, {a, b});
   gradcheck([](const Variables& x) { return sub(x[0], x[1]); }, {b, a});
   gradcheck([](const Variables& x) { return mul(x[0], x[1]); }, {a, b});
@@ -32,8 +33,13 @@ TEST(Ops, GradientsMatchCentralDifferences) {
 
 TEST(Ops, ShapeChangesCarryGradients) {
   const Variable a = leaf({2, 3, 4}, "a"), b = leaf({2, 1, 4}, "b");
-  gradcheck([](const Variables& x) { return mul(reshape(transpose(x[0], 0, 2), {2, 12}), reshape(x[0], {2, 12})); }, {a});
-  gradcheck([](const Variables& x) { return mul(slice(x[0], 1, 1, 3), slice(x[0], 1, 0, 2)); }, {a});
+  gradcheck(
+      [](const Variables& x) {
+        return mul(reshape(transpose(x[0], 0, 2), {2, 12}), reshape(x[0], {2, 12}));
+      },
+      {a});
+  gradcheck([](const Variables& x) { return mul(slice(x[0], 1, 1, 3), slice(x[0], 1, 0, 2)); },
+            {a});
   gradcheck([](const Variables& x) { return mul(expand(x[1], {2, 3, 4}), x[0]); }, {a, b});
   gradcheck([](const Variables& x) { return concat({x[0], x[1], x[0]}, 1); }, {a, b});
 }

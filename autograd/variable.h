@@ -12,7 +12,8 @@ namespace fovea {
 class Function;
 
 namespace detail {
-// What the handles share. A leaf has no producer; a result has one, and is its output number `output`.
+// What the handles share. A leaf has no producer; a result has one, and is its output number
+// `output`.
 struct VariableState {
   Tensor value;
   Tensor grad;
@@ -36,15 +37,17 @@ class Variable {
   bool requires_grad() const { return state_ != nullptr && state_->requires_grad; }
   bool is_leaf() const { return state_ == nullptr || state_->producer == nullptr; }
 
-  // Gradient of a leaf: same shape and dtype as value(); absent until a backward reaches it, and after zero_grad().
+  // Gradient of a leaf: same shape and dtype as value(); absent until a backward reaches it, and
+  // after zero_grad().
   const Tensor& grad() const { return state_->grad; }
   void set_grad(Tensor grad) const;
   void zero_grad() const { state_->grad = Tensor(); }
   // Replaces the value of a leaf (shape and dtype must stay).
   void set_value(Tensor value) const;
 
-  // Adds d(this)/d(leaf) to the gradient of every leaf it depends on. `seed` is the gradient of this Variable itself
-  // (absent: 1, for which the Variable must hold one element). What the graph saved is freed on the way.
+  // Adds d(this)/d(leaf) to the gradient of every leaf it depends on. `seed` is the gradient of
+  // this Variable itself (absent: 1, for which the Variable must hold one element). What the graph
+  // saved is freed on the way.
   void backward(Tensor seed = Tensor()) const;
 
   // The same value without history.

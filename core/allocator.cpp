@@ -54,7 +54,8 @@ class CpuPool {
     if (block == nullptr) {
       std::lock_guard lock(mutex_);
       stats_.live_bytes -= static_cast<int64_t>(bytes);
-      detail::fail("allocator: no memory for ", bytes, " bytes on cpu (", stats_.live_bytes, " bytes are live)");
+      detail::fail("allocator: no memory for ", bytes, " bytes on cpu (", stats_.live_bytes,
+                   " bytes are live)");
     }
     return block;
   }
@@ -97,7 +98,8 @@ class CpuPool {
     if (bytes < kHugePage) return std::aligned_alloc(kAlignment, bytes);
     const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     void* block = std::aligned_alloc(kHugePage, rounded);
-    if (block != nullptr) madvise(block, rounded, MADV_HUGEPAGE);  // advice: a refusal costs only speed
+    if (block != nullptr)
+      madvise(block, rounded, MADV_HUGEPAGE);  // advice: a refusal costs only speed
     return block;
   }
 
@@ -108,14 +110,17 @@ class CpuPool {
 
 CpuPool& pool(Device device) {
   FOVEA_CHECK(device.is_cpu(), "allocator: device ", device, " is not in this build");
-  static CpuPool* cpu = new CpuPool;  // never destroyed: tensors with static lifetime may outlive any order
+  static CpuPool* cpu =
+      new CpuPool;  // never destroyed: tensors with static lifetime may outlive any order
   return *cpu;
 }
 
 }  // namespace
 
 void* allocate(size_t bytes, Device device) { return pool(device).allocate(bytes); }
-void deallocate(void* block, size_t bytes, Device device) noexcept { pool(device).deallocate(block, bytes); }
+void deallocate(void* block, size_t bytes, Device device) noexcept {
+  pool(device).deallocate(block, bytes);
+}
 MemoryStats memory_stats(Device device) { return pool(device).stats(); }
 void reset_peak(Device device) { pool(device).reset_peak(); }
 void release_cached(Device device) { pool(device).release(); }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Caching allocator: blocks are 64-byte aligned, rounded up to size classes, and kept for reuse when freed.
-// Counts live and peak bytes, so that a test can say how much memory a step or an operator took.
+// Caching allocator: blocks are 64-byte aligned, rounded up to size classes, and kept for reuse
+// when freed. Counts live and peak bytes, so that a test can say how much memory a step or an
+// operator took.
 
 #include <cstddef>
 #include <cstdint>
@@ -19,7 +20,8 @@ struct MemoryStats {
   int64_t allocations = 0;   // calls since the start
 };
 
-// Never null, also for 0 bytes; throws Error naming the size when the system has no memory left. Thread-safe.
+// Never null, also for 0 bytes; throws Error naming the size when the system has no memory left.
+// Thread-safe.
 void* allocate(size_t bytes, Device device = kCpu);
 // `bytes` must be what was asked for.
 void deallocate(void* block, size_t bytes, Device device = kCpu) noexcept;

@@ -21,9 +21,12 @@ inline constexpr Device kCpu{};
 
 constexpr std::string_view name(Device::Kind kind) {
   switch (kind) {
-    case Device::Kind::cpu: return "cpu";
-    case Device::Kind::cuda: return "cuda";
-    case Device::Kind::interpreted: return "interpreted";
+    case Device::Kind::cpu:
+      return "cpu";
+    case Device::Kind::cuda:
+      return "cuda";
+    case Device::Kind::interpreted:
+      return "interpreted";
   }
   return "?";
 }
@@ -34,7 +37,8 @@ inline std::ostream& operator<<(std::ostream& out, Device device) {
   return out;
 }
 
-// "cpu", "cuda", "cuda:1", "interpreted"; throws for anything else, and for a device this build lacks.
+// "cpu", "cuda", "cuda:1", "interpreted"; throws for anything else, and for a device this build
+// lacks.
 Device parse_device(std::string_view text);
 
 }  // namespace fovea

@@ -27,23 +27,47 @@ struct bf16 {
   bf16() = default;
   FOVEA_HD explicit bf16(float value) {
     const auto u = std::bit_cast<uint32_t>(value);
-    bits = (u & 0x7fffffffu) > 0x7f800000u ? static_cast<uint16_t>((u >> 16) | 0x40u)
-                                           : static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+    bits = (u & 0x7fffffffu) > 0x7f800000u
+               ? static_cast<uint16_t>((u >> 16) | 0x40u)
+               : static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
   }
-  FOVEA_HD operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+  FOVEA_HD operator float() const {
+    return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+  }
 };
 static_assert(sizeof(bf16) == 2);
 
 namespace detail {
 template <typename T>
 struct DtypeOf;
-template <> struct DtypeOf<float> { static constexpr Dtype value = Dtype::f32; };
-template <> struct DtypeOf<bf16> { static constexpr Dtype value = Dtype::bf16; };
-template <> struct DtypeOf<double> { static constexpr Dtype value = Dtype::f64; };
-template <> struct DtypeOf<int64_t> { static constexpr Dtype value = Dtype::i64; };
-template <> struct DtypeOf<int32_t> { static constexpr Dtype value = Dtype::i32; };
-template <> struct DtypeOf<uint8_t> { static constexpr Dtype value = Dtype::u8; };
-template <> struct DtypeOf<bool> { static constexpr Dtype value = Dtype::boolean; };
+template <>
+struct DtypeOf<float> {
+  static constexpr Dtype value = Dtype::f32;
+};
+template <>
+struct DtypeOf<bf16> {
+  static constexpr Dtype value = Dtype::bf16;
+};
+template <>
+struct DtypeOf<double> {
+  static constexpr Dtype value = Dtype::f64;
+};
+template <>
+struct DtypeOf<int64_t> {
+  static constexpr Dtype value = Dtype::i64;
+};
+template <>
+struct DtypeOf<int32_t> {
+  static constexpr Dtype value = Dtype::i32;
+};
+template <>
+struct DtypeOf<uint8_t> {
+  static constexpr Dtype value = Dtype::u8;
+};
+template <>
+struct DtypeOf<bool> {
+  static constexpr Dtype value = Dtype::boolean;
+};
 }  // namespace detail
 
 template <typename T>
@@ -52,25 +76,36 @@ inline constexpr Dtype dtype_of = detail::DtypeOf<T>::value;
 constexpr int64_t size_of(Dtype dtype) {
   switch (dtype) {
     case Dtype::f64:
-    case Dtype::i64: return 8;
+    case Dtype::i64:
+      return 8;
     case Dtype::f32:
-    case Dtype::i32: return 4;
-    case Dtype::bf16: return 2;
+    case Dtype::i32:
+      return 4;
+    case Dtype::bf16:
+      return 2;
     case Dtype::u8:
-    case Dtype::boolean: return 1;
+    case Dtype::boolean:
+      return 1;
   }
   return 0;
 }
 
 constexpr std::string_view name(Dtype dtype) {
   switch (dtype) {
-    case Dtype::f32: return "f32";
-    case Dtype::bf16: return "bf16";
-    case Dtype::f64: return "f64";
-    case Dtype::i64: return "i64";
-    case Dtype::i32: return "i32";
-    case Dtype::u8: return "u8";
-    case Dtype::boolean: return "bool";
+    case Dtype::f32:
+      return "f32";
+    case Dtype::bf16:
+      return "bf16";
+    case Dtype::f64:
+      return "f64";
+    case Dtype::i64:
+      return "i64";
+    case Dtype::i32:
+      return "i32";
+    case Dtype::u8:
+      return "u8";
+    case Dtype::boolean:
+      return "bool";
   }
   return "?";
 }
@@ -86,21 +121,30 @@ Dtype parse_dtype(std::string_view name);
 
 // The type in which sums over T are kept: double for double, float otherwise.
 template <typename T>
-struct Accumulator { using type = float; };
+struct Accumulator {
+  using type = float;
+};
 template <>
-struct Accumulator<double> { using type = double; };
+struct Accumulator<double> {
+  using type = double;
+};
 template <typename T>
 using accumulator_t = typename Accumulator<T>::type;
 
-// Calls f.template operator()<T>() with T = float, bf16 or double; throws naming `op` for any other dtype.
+// Calls f.template operator()<T>() with T = float, bf16 or double; throws naming `op` for any other
+// dtype.
 //   dispatch_floating(x.dtype(), "gelu", [&]<typename T>() { ... x.data<T>() ... });
 template <typename F>
 decltype(auto) dispatch_floating(Dtype dtype, std::string_view op, F&& f) {
   switch (dtype) {
-    case Dtype::f32: return f.template operator()<float>();
-    case Dtype::bf16: return f.template operator()<bf16>();
-    case Dtype::f64: return f.template operator()<double>();
-    default: detail::fail(op, ": expected f32, bf16 or f64, found ", dtype);
+    case Dtype::f32:
+      return f.template operator()<float>();
+    case Dtype::bf16:
+      return f.template operator()<bf16>();
+    case Dtype::f64:
+      return f.template operator()<double>();
+    default:
+      detail::fail(op, ": expected f32, bf16 or f64, found ", dtype);
   }
 }
 
@@ -108,13 +152,20 @@ decltype(auto) dispatch_floating(Dtype dtype, std::string_view op, F&& f) {
 template <typename F>
 decltype(auto) dispatch_all(Dtype dtype, F&& f) {
   switch (dtype) {
-    case Dtype::f32: return f.template operator()<float>();
-    case Dtype::bf16: return f.template operator()<bf16>();
-    case Dtype::f64: return f.template operator()<double>();
-    case Dtype::i64: return f.template operator()<int64_t>();
-    case Dtype::i32: return f.template operator()<int32_t>();
-    case Dtype::u8: return f.template operator()<uint8_t>();
-    case Dtype::boolean: return f.template operator()<bool>();
+    case Dtype::f32:
+      return f.template operator()<float>();
+    case Dtype::bf16:
+      return f.template operator()<bf16>();
+    case Dtype::f64:
+      return f.template operator()<double>();
+    case Dtype::i64:
+      return f.template operator()<int64_t>();
+    case Dtype::i32:
+      return f.template operator()<int32_t>();
+    case Dtype::u8:
+      return f.template operator()<uint8_t>();
+    case Dtype::boolean:
+      return f.template operator()<bool>();
   }
   detail::fail("dispatch: unknown dtype ", static_cast<int>(dtype));
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Errors. The library throws fovea::Error (it never prints and never exits); only the command line turns one
-// into a line on the terminal and an exit code. A message says where, what was found (with names and shapes),
-// what was expected, and what to do.
+// Errors. The library throws fovea::Error (it never prints and never exits); only the command line
+// turns one into a line on the terminal and an exit code. A message says where, what was found
+// (with names and shapes), what was expected, and what to do.
 
 #include <sstream>
 #include <stdexcept>
@@ -32,8 +32,10 @@ template <typename... Args>
 
 }  // namespace fovea
 
-// Always on, host side: FOVEA_CHECK(k.dim(-1) == q.dim(-1), "softmax: q ", q.shape(), " and k ", k.shape(), " differ in D").
-#define FOVEA_CHECK(condition, ...)                              \
-  do {                                                           \
-    if (!(condition)) [[unlikely]] ::fovea::detail::fail(__VA_ARGS__); \
+// Always on, host side: FOVEA_CHECK(k.dim(-1) == q.dim(-1), "softmax: q ", q.shape(), " and k ",
+// k.shape(), " differ in D").
+#define FOVEA_CHECK(condition, ...)       \
+  do {                                    \
+    if (!(condition)) [[unlikely]]        \
+      ::fovea::detail::fail(__VA_ARGS__); \
   } while (false)

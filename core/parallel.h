@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The one thread pool (OpenMP). Splits are functions of the range alone unless said otherwise, and results never
-// depend on the number of threads: a caller that reduces does so over fixed blocks, in order.
+// The one thread pool (OpenMP). Splits are functions of the range alone unless said otherwise, and
+// results never depend on the number of threads: a caller that reduces does so over fixed blocks,
+// in order.
 
 #include <algorithm>
 #include <cstdint>
@@ -13,8 +14,9 @@ namespace fovea {
 int num_threads();
 void set_num_threads(int threads);
 
-// f(begin, end) over contiguous pieces of [begin, end), one a thread, each at least `grain` long (except the last).
-// Runs inline when one piece is enough or when already inside a parallel region. The first exception is rethrown.
+// f(begin, end) over contiguous pieces of [begin, end), one a thread, each at least `grain` long
+// (except the last). Runs inline when one piece is enough or when already inside a parallel region.
+// The first exception is rethrown.
 template <typename F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, F&& f);
 
@@ -22,7 +24,8 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, F&& f);
 template <typename F>
 void parallel_for_each(int64_t begin, int64_t end, F&& f);
 
-// While one lives on this thread, parallel_for runs inline (a thread beside the pool, like the data loader's).
+// While one lives on this thread, parallel_for runs inline (a thread beside the pool, like the data
+// loader's).
 class SerialScope {
  public:
   SerialScope();
@@ -62,10 +65,11 @@ class FirstException {
 template <typename F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, F&& f) {
   if (end <= begin) return;
-  const int64_t pieces = std::min<int64_t>(num_threads(), (end - begin + std::max<int64_t>(grain, 1) - 1) / std::max<int64_t>(grain, 1));
+  const int64_t pieces = std::min<int64_t>(
+      num_threads(), (end - begin + std::max<int64_t>(grain, 1) - 1) / std::max<int64_t>(grain, 1));
   if (pieces <= 1 || detail::in_parallel_region()) return f(begin, end);
   detail::FirstException first;
-#pragma omp parallel for num_threads(static_cast<int>(pieces)) schedule(static, 1)
+#pragma omp parallel for num_threads(static_cast <int>(pieces)) schedule(static, 1)
   for (int64_t piece = 0; piece < pieces; ++piece) {
     first.run([&] {
       const int64_t from = begin + (end - begin) * piece / pieces;

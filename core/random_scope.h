@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Randomness inside a forward pass. While one lives on this thread, dropout and the like draw from (seed, module path,
-// step), and element `index` counts from the first sample of the GLOBAL batch, so that a split over ranks or
-// micro-batches changes nothing. Recomputation re-establishes the scope of the first run.
+// Randomness inside a forward pass. While one lives on this thread, dropout and the like draw from
+// (seed, module path, step), and element `index` counts from the first sample of the GLOBAL batch,
+// so that a split over ranks or micro-batches changes nothing. Recomputation re-establishes the
+// scope of the first run.
 
 #include <cstdint>
 
@@ -17,7 +18,8 @@ class RandomScope {
   };
 
   explicit RandomScope(const State& state);
-  RandomScope(uint64_t seed, uint64_t step, int64_t first_sample = 0) : RandomScope(State{seed, step, first_sample}) {}
+  RandomScope(uint64_t seed, uint64_t step, int64_t first_sample = 0)
+      : RandomScope(State{seed, step, first_sample}) {}
   ~RandomScope();
   RandomScope(const RandomScope&) = delete;
   RandomScope& operator=(const RandomScope&) = delete;

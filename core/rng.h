@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Counter-based randomness: a value is f(seed, purpose, tensor, step, index) and never depends on call order, on the
-// number of threads or ranks, or on the device. Philox4x32-10 (Salmon et al., SC 2011, section 3.3).
+// Counter-based randomness: a value is f(seed, purpose, tensor, step, index) and never depends on
+// call order, on the number of threads or ranks, or on the device. Philox4x32-10 (Salmon et al., SC
+// 2011, section 3.3).
 
 #include <array>
 #include <cstdint>
@@ -25,14 +26,15 @@ constexpr uint64_t mix64(uint64_t x) {
   return x ^ (x >> 33);
 }
 
-// One stream of random numbers: which seed, what for ("init", "dropout", "shuffle"), whose ("blocks.3.mlp"), at which
-// step. Element `index` of the stream is philox(key, index).
+// One stream of random numbers: which seed, what for ("init", "dropout", "shuffle"), whose
+// ("blocks.3.mlp"), at which step. Element `index` of the stream is philox(key, index).
 struct RngKey {
   uint64_t key = 0;
   uint64_t high = 0;  // upper half of the 128-bit counter
 
   RngKey() = default;
-  constexpr RngKey(uint64_t seed, std::string_view purpose, std::string_view tensor, uint64_t step = 0)
+  constexpr RngKey(uint64_t seed, std::string_view purpose, std::string_view tensor,
+                   uint64_t step = 0)
       : key(mix64(seed ^ mix64(fnv1a(purpose)))), high(mix64(fnv1a(tensor) ^ mix64(step))) {}
 };
 
@@ -74,7 +76,8 @@ FOVEA_HD inline uint32_t dropout_threshold(double rate) {
   return scaled >= 4294967295.0 ? 0xffffffffu : static_cast<uint32_t>(scaled);
 }
 
-// Fills by row-major element index, for any floating dtype (values are computed in f64, then rounded).
+// Fills by row-major element index, for any floating dtype (values are computed in f64, then
+// rounded).
 void fill_uniform(const Tensor& out, const RngKey& rng, double low = 0.0, double high = 1.0);
 // Box-Muller on pairs of words.
 void fill_normal(const Tensor& out, const RngKey& rng, double mean = 0.0, double deviation = 1.0);

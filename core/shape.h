@@ -18,7 +18,8 @@ class Shape {
   static constexpr int kMaxRank = 8;
 
   Shape() = default;
-  Shape(std::initializer_list<int64_t> sizes) : Shape(std::span<const int64_t>(sizes.begin(), sizes.size())) {}
+  Shape(std::initializer_list<int64_t> sizes)
+      : Shape(std::span<const int64_t>(sizes.begin(), sizes.size())) {}
   explicit Shape(std::span<const int64_t> sizes) {
     FOVEA_CHECK(sizes.size() <= kMaxRank, "shape: rank ", sizes.size(), " is more than ", kMaxRank);
     rank_ = static_cast<int>(sizes.size());
@@ -31,7 +32,8 @@ class Shape {
   int64_t& operator[](int axis) { return sizes_[static_cast<size_t>(wrap(axis))]; }
   int wrap(int axis) const {
     const int wrapped = axis < 0 ? axis + rank_ : axis;
-    FOVEA_CHECK(wrapped >= 0 && wrapped < rank_, "shape: axis ", axis, " of ", *this, ", which has rank ", rank_);
+    FOVEA_CHECK(wrapped >= 0 && wrapped < rank_, "shape: axis ", axis, " of ", *this,
+                ", which has rank ", rank_);
     return wrapped;
   }
   // Product of all sizes; 1 for rank 0.
@@ -48,10 +50,13 @@ class Shape {
   const int64_t* begin() const { return sizes_.data(); }
   const int64_t* end() const { return sizes_.data() + rank_; }
 
-  friend bool operator==(const Shape& a, const Shape& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+  friend bool operator==(const Shape& a, const Shape& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  }
   friend std::ostream& operator<<(std::ostream& out, const Shape& shape) {
     out << '[';
-    for (int i = 0; i < shape.rank_; ++i) out << (i ? ", " : "") << shape.sizes_[static_cast<size_t>(i)];
+    for (int i = 0; i < shape.rank_; ++i)
+      out << (i ? ", " : "") << shape.sizes_[static_cast<size_t>(i)];
     return out << ']';
   }
 
@@ -60,7 +65,8 @@ class Shape {
   int rank_ = 0;
 };
 
-// The shape that a and b broadcast to (trailing axes aligned, 1 stretches); throws naming `op` and both shapes.
+// The shape that a and b broadcast to (trailing axes aligned, 1 stretches); throws naming `op` and
+// both shapes.
 Shape broadcast_shapes(const char* op, const Shape& a, const Shape& b);
 
 // Row-major strides, in elements.

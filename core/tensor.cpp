@@ -5,20 +5,24 @@
 
 namespace fovea {
 
-// ---- new storage -------------------------------------------------------------------------------------------------
+// ---- new storage --------------------------------------------------------------------------------
 
 Tensor Tensor::empty(const Shape& shape, Dtype dtype, Device device) {
   int64_t bytes = size_of(dtype);
   for (int64_t size : shape) {
     FOVEA_CHECK(size >= 0, "tensor: negative size in ", shape);
     // Whatever the other sizes: none of them may be zero only because the product wraps.
-    FOVEA_CHECK(!__builtin_mul_overflow(bytes, std::max<int64_t>(1, size), &bytes), "tensor: ", dtype, ' ', shape, " passes 2^63 bytes");
+    FOVEA_CHECK(!__builtin_mul_overflow(bytes, std::max<int64_t>(1, size), &bytes),
+                "tensor: ", dtype, ' ', shape, " passes 2^63 bytes");
   }
   if (std::find(shape.begin(), shape.end(), 0) != shape.end()) bytes = 0;
-  return Tensor(std::make_shared<Storage>(static_cast<size_t>(bytes), device), 0, shape, contiguous_strides(shape), dtype);
+  return Tensor(std::make_shared<Storage>(static_cast<size_t>(bytes), device), 0, shape,
+                contiguous_strides(shape), dtype);
 }
 
-Tensor Tensor::zeros(const Shape& shape, Dtype dtype, Device device) { return full(shape, 0.0, dtype, device); }
+Tensor Tensor::zeros(const Shape& shape, Dtype dtype, Device device) {
+  return full(shape, 0.0, dtype, device);
+}
 
 Tensor Tensor::full(const Shape& shape, double value, Dtype dtype, Device device) {
   Tensor out = empty(shape, dtype, device);
@@ -41,7 +45,7 @@ Tensor Tensor::to(Dtype dtype) const {
   return out;
 }
 
-// ---- description -------------------------------------------------------------------------------------------------
+// ---- description --------------------------------------------------------------------------------
 
 bool Tensor::is_contiguous() const {
   int64_t expected = 1;
@@ -57,7 +61,7 @@ double Tensor::item() const {
   return *to(Dtype::f64).data<double>();
 }
 
-// ---- views -------------------------------------------------------------------------------------------------------
+// ---- views --------------------------------------------------------------------------------------
 
 bool Tensor::try_view(const Shape& wanted, Tensor& out) const {
   Shape shape = wanted;
@@ -72,15 +76,18 @@ bool Tensor::try_view(const Shape& wanted, Tensor& out) const {
     }
   }
   if (inferred >= 0) {
-    FOVEA_CHECK(known > 0 && numel() % known == 0, "view: ", shape_, " does not divide into ", wanted);
+    FOVEA_CHECK(known > 0 && numel() % known == 0, "view: ", shape_, " does not divide into ",
+                wanted);
     shape[inferred] = numel() / known;
   }
-  FOVEA_CHECK(shape.numel() == numel(), "view: ", shape_, " has ", numel(), " elements, ", wanted, " asks for ", shape.numel());
+  FOVEA_CHECK(shape.numel() == numel(), "view: ", shape_, " has ", numel(), " elements, ", wanted,
+              " asks for ", shape.numel());
   if (is_contiguous()) {
     out = Tensor(storage_, offset_, shape, contiguous_strides(shape), dtype_);
     return true;
   }
-  // Walk both shapes from the last axis: a run of old axes that is contiguous in itself may be cut anew.
+  // Walk both shapes from the last axis: a run of old axes that is contiguous in itself may be cut
+  // anew.
   Shape strides = shape;
   int axis = shape.rank() - 1;
   int old = rank() - 1;
@@ -93,7 +100,8 @@ bool Tensor::try_view(const Shape& wanted, Tensor& out) const {
     }
     int64_t run = shape_[old];
     const int64_t inner = strides_[old];
-    while (old > 0 && (shape_[old - 1] == 1 || strides_[old - 1] == inner * run)) run *= shape_[--old];
+    while (old > 0 && (shape_[old - 1] == 1 || strides_[old - 1] == inner * run))
+      run *= shape_[--old];
     --old;
     int64_t step = inner;
     while (axis >= 0 && run > 1) {
@@ -109,7 +117,8 @@ bool Tensor::try_view(const Shape& wanted, Tensor& out) const {
 
 Tensor Tensor::view(const Shape& shape) const {
   Tensor out;
-  FOVEA_CHECK(try_view(shape, out), "view: ", shape_, " with strides ", strides_, " cannot become ", shape, " without a copy");
+  FOVEA_CHECK(try_view(shape, out), "view: ", shape_, " with strides ", strides_, " cannot become ",
+              shape, " without a copy");
   return out;
 }
 
@@ -126,12 +135,14 @@ Tensor Tensor::transpose(int axis_a, int axis_b) const {
 }
 
 Tensor Tensor::permute(std::initializer_list<int> axes) const {
-  FOVEA_CHECK(static_cast<int>(axes.size()) == rank(), "permute: ", axes.size(), " axes for ", shape_);
+  FOVEA_CHECK(static_cast<int>(axes.size()) == rank(), "permute: ", axes.size(), " axes for ",
+              shape_);
   Shape shape, strides;
   unsigned seen = 0;
   for (int axis : axes) {
     const int wrapped = shape_.wrap(axis);
-    FOVEA_CHECK((seen & (1u << wrapped)) == 0, "permute: axis ", axis, " of ", shape_, " named twice");
+    FOVEA_CHECK((seen & (1u << wrapped)) == 0, "permute: axis ", axis, " of ", shape_,
+                " named twice");
     seen |= 1u << wrapped;
     shape.push_back(shape_[wrapped]);
     strides.push_back(strides_[wrapped]);
@@ -140,14 +151,17 @@ Tensor Tensor::permute(std::initializer_list<int> axes) const {
 }
 
 Tensor Tensor::slice(int axis, int64_t begin, int64_t end) const {
-  FOVEA_CHECK(begin >= 0 && begin <= end && end <= dim(axis), "slice: [", begin, ", ", end, ") of axis ", axis, " of ", shape_);
+  FOVEA_CHECK(begin >= 0 && begin <= end && end <= dim(axis), "slice: [", begin, ", ", end,
+              ") of axis ", axis, " of ", shape_);
   Tensor out = *this;
   out.shape_[axis] = end - begin;
   out.offset_ += begin * strides_[axis];
   return out;
 }
 
-Tensor Tensor::select(int axis, int64_t index) const { return slice(axis, index, index + 1).squeeze(axis); }
+Tensor Tensor::select(int axis, int64_t index) const {
+  return slice(axis, index, index + 1).squeeze(axis);
+}
 
 Tensor Tensor::unsqueeze(int axis) const {
   const int at = axis < 0 ? axis + rank() + 1 : axis;
@@ -184,20 +198,23 @@ Tensor Tensor::expand(const Shape& shape) const {
   for (int axis = 1; axis <= shape.rank(); ++axis) {
     const bool present = axis <= rank();
     const int64_t size = present ? dim(-axis) : 1;
-    FOVEA_CHECK(size == shape[-axis] || size == 1, "expand: ", shape_, " does not stretch to ", shape);
+    FOVEA_CHECK(size == shape[-axis] || size == 1, "expand: ", shape_, " does not stretch to ",
+                shape);
     strides[-axis] = size == 1 && shape[-axis] != 1 ? 0 : (present ? stride(-axis) : 0);
   }
   return Tensor(storage_, offset_, shape, strides, dtype_);
 }
 
-// ---- in place ----------------------------------------------------------------------------------------------------
+// ---- in place -----------------------------------------------------------------------------------
 
 void Tensor::copy_(const Tensor& source) const { copy(*this, source); }
 
 void Tensor::fill_(double value) const { fill(*this, value); }
 
-void check_same_shape(const char* op, const char* name_a, const Tensor& a, const char* name_b, const Tensor& b) {
-  FOVEA_CHECK(a.shape() == b.shape(), op, ": ", name_a, " is ", a.shape(), " but ", name_b, " is ", b.shape());
+void check_same_shape(const char* op, const char* name_a, const Tensor& a, const char* name_b,
+                      const Tensor& b) {
+  FOVEA_CHECK(a.shape() == b.shape(), op, ": ", name_a, " is ", a.shape(), " but ", name_b, " is ",
+              b.shape());
 }
 
 }  // namespace fovea

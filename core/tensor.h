@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Tensor: a handle on shared storage plus shape, strides, dtype and device. Copying a Tensor copies the handle.
-// Views (slice, transpose, ...) share storage; functions that make new storage say so. No gradients here.
+// Tensor: a handle on shared storage plus shape, strides, dtype and device. Copying a Tensor copies
+// the handle. Views (slice, transpose, ...) share storage; functions that make new storage say so.
+// No gradients here.
 
 #include <cstring>
 #include <memory>
@@ -18,7 +19,8 @@ namespace fovea {
 // One allocation, freed with its last handle.
 class Storage {
  public:
-  Storage(size_t bytes, Device device) : data_(allocate(bytes, device)), bytes_(bytes), device_(device) {}
+  Storage(size_t bytes, Device device)
+      : data_(allocate(bytes, device)), bytes_(bytes), device_(device) {}
   ~Storage() { deallocate(data_, bytes_, device_); }
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
@@ -38,24 +40,33 @@ class Tensor {
   // An absent tensor: defined() is false. Stands for "no gradient", "no bias".
   Tensor() = default;
 
-  // ---- new storage ---------------------------------------------------------------------------------------------
+  // ---- new storage
+  // ---------------------------------------------------------------------------------------------
   static Tensor empty(const Shape& shape, Dtype dtype = Dtype::f32, Device device = kCpu);
   static Tensor zeros(const Shape& shape, Dtype dtype = Dtype::f32, Device device = kCpu);
-  static Tensor full(const Shape& shape, double value, Dtype dtype = Dtype::f32, Device device = kCpu);
-  static Tensor empty_like(const Tensor& other) { return empty(other.shape(), other.dtype(), other.device()); }
-  static Tensor zeros_like(const Tensor& other) { return zeros(other.shape(), other.dtype(), other.device()); }
+  static Tensor full(const Shape& shape, double value, Dtype dtype = Dtype::f32,
+                     Device device = kCpu);
+  static Tensor empty_like(const Tensor& other) {
+    return empty(other.shape(), other.dtype(), other.device());
+  }
+  static Tensor zeros_like(const Tensor& other) {
+    return zeros(other.shape(), other.dtype(), other.device());
+  }
   // Values in row-major order; throws unless values.size() == shape.numel().
   template <typename T>
   static Tensor from(std::span<const T> values, const Shape& shape);
   template <typename T>
-  static Tensor from(const std::vector<T>& values, const Shape& shape) { return from(std::span<const T>(values), shape); }
+  static Tensor from(const std::vector<T>& values, const Shape& shape) {
+    return from(std::span<const T>(values), shape);
+  }
   // Row-major copy; the same handle when already contiguous.
   Tensor contiguous() const;
   Tensor clone() const;
   // Converted copy (bf16 rounds to nearest even); the same handle when the dtype is already right.
   Tensor to(Dtype dtype) const;
 
-  // ---- description ---------------------------------------------------------------------------------------------
+  // ---- description
+  // ---------------------------------------------------------------------------------------------
   bool defined() const { return storage_ != nullptr; }
   const Shape& shape() const { return shape_; }
   const Shape& strides() const { return strides_; }  // in elements
@@ -72,11 +83,13 @@ class Tensor {
   // First element. data<T>() throws unless T is the dtype.
   template <typename T>
   T* data() const {
-    FOVEA_CHECK(dtype_of<T> == dtype_, "tensor ", shape_, ": asked for ", dtype_of<T>, " data of a ", dtype_, " tensor");
+    FOVEA_CHECK(dtype_of<T> == dtype_, "tensor ", shape_, ": asked for ", dtype_of<T>,
+                " data of a ", dtype_, " tensor");
     return static_cast<T*>(raw());
   }
   void* raw() const {
-    return storage_ ? static_cast<std::byte*>(storage_->data()) + offset_ * size_of(dtype_) : nullptr;
+    return storage_ ? static_cast<std::byte*>(storage_->data()) + offset_ * size_of(dtype_)
+                    : nullptr;
   }
   // The only element, converted; throws unless numel() == 1. On a GPU this waits for the stream.
   double item() const;
@@ -84,7 +97,8 @@ class Tensor {
   template <typename T>
   std::vector<T> to_vector() const;
 
-  // ---- views ---------------------------------------------------------------------------------------------------
+  // ---- views
+  // ---------------------------------------------------------------------------------------------------
   // Same elements, new shape; one size may be -1. Throws when the strides do not allow it.
   Tensor view(const Shape& shape) const;
   // view() where possible, else a contiguous copy.
@@ -100,15 +114,21 @@ class Tensor {
   // Size-1 (and missing leading) axes stretched with stride 0.
   Tensor expand(const Shape& shape) const;
 
-  // ---- in place ------------------------------------------------------------------------------------------------
+  // ---- in place
+  // ------------------------------------------------------------------------------------------------
   // Copies (and converts) source into this; source broadcasts. Const: the handle does not change.
   void copy_(const Tensor& source) const;
   void fill_(double value) const;
   void zero_() const { fill_(0.0); }
 
  private:
-  Tensor(std::shared_ptr<Storage> storage, int64_t offset, const Shape& shape, const Shape& strides, Dtype dtype)
-      : storage_(std::move(storage)), offset_(offset), shape_(shape), strides_(strides), dtype_(dtype) {}
+  Tensor(std::shared_ptr<Storage> storage, int64_t offset, const Shape& shape, const Shape& strides,
+         Dtype dtype)
+      : storage_(std::move(storage)),
+        offset_(offset),
+        shape_(shape),
+        strides_(strides),
+        dtype_(dtype) {}
   bool try_view(const Shape& shape, Tensor& out) const;
 
   std::shared_ptr<Storage> storage_;
@@ -119,11 +139,13 @@ class Tensor {
 };
 
 // Throws naming `op` unless the two shapes are equal.
-void check_same_shape(const char* op, const char* name_a, const Tensor& a, const char* name_b, const Tensor& b);
+void check_same_shape(const char* op, const char* name_a, const Tensor& a, const char* name_b,
+                      const Tensor& b);
 
 template <typename T>
 Tensor Tensor::from(std::span<const T> values, const Shape& shape) {
-  FOVEA_CHECK(static_cast<int64_t>(values.size()) == shape.numel(), "tensor: ", values.size(), " values for shape ", shape);
+  FOVEA_CHECK(static_cast<int64_t>(values.size()) == shape.numel(), "tensor: ", values.size(),
+              " values for shape ", shape);
   Tensor out = empty(shape, dtype_of<T>);
   if (!values.empty()) std::memcpy(out.raw(), values.data(), values.size_bytes());
   return out;

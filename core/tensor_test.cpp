@@ -34,8 +34,10 @@ TEST(Tensor, ViewsShareStorageAndReadTheRightElements) {
   EXPECT_EQ(swapped.shape(), (Shape{4, 3, 2}));
   EXPECT_TRUE(swapped.shares_storage_with(t));
   EXPECT_EQ(swapped.select(0, 1).to_vector<float>(), (std::vector<float>{1, 13, 5, 17, 9, 21}));
-  EXPECT_EQ(t.slice(1, 1, 3).to_vector<float>(), (std::vector<float>{4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23}));
-  EXPECT_EQ(t.permute({2, 0, 1}).slice(0, 3, 4).to_vector<float>(), (std::vector<float>{3, 7, 11, 15, 19, 23}));
+  EXPECT_EQ(t.slice(1, 1, 3).to_vector<float>(),
+            (std::vector<float>{4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23}));
+  EXPECT_EQ(t.permute({2, 0, 1}).slice(0, 3, 4).to_vector<float>(),
+            (std::vector<float>{3, 7, 11, 15, 19, 23}));
 }
 
 TEST(Tensor, ViewOfAStridedTensorCutsRunsThatStayTogether) {
@@ -48,7 +50,10 @@ TEST(Tensor, ViewOfAStridedTensorCutsRunsThatStayTogether) {
 
 TEST(Tensor, SizeMinusOneIsInferred) {
   EXPECT_EQ(iota({2, 6}).view({3, -1}).shape(), (Shape{3, 4}));
-  EXPECT_NE(message_of([] { iota({2, 6}).view({5, -1}); }).find("[2, 6] does not divide into [5, -1]"), std::string::npos);
+  EXPECT_NE(message_of([] {
+              iota({2, 6}).view({5, -1});
+            }).find("[2, 6] does not divide into [5, -1]"),
+            std::string::npos);
 }
 
 TEST(Tensor, BroadcastArithmeticMatchesTheDefinition) {
@@ -60,7 +65,10 @@ TEST(Tensor, BroadcastArithmeticMatchesTheDefinition) {
     for (size_t j = 0; j < 4; ++j)
       for (size_t k = 0; k < 3; ++k) EXPECT_EQ(vc[(i * 4 + j) * 3 + k], va[i * 3 + k] + vb[j]);
   EXPECT_EQ(sum_to(c, {2, 1, 3}).to_vector<float>(), (std::vector<float>{6, 10, 14, 18, 22, 26}));
-  EXPECT_NE(message_of([&] { add(iota({2, 3}), iota({4})); }).find("[2, 3] and [4] do not broadcast"), std::string::npos);
+  EXPECT_NE(message_of([&] {
+              add(iota({2, 3}), iota({4}));
+            }).find("[2, 3] and [4] do not broadcast"),
+            std::string::npos);
 }
 
 TEST(Tensor, EmptyTensorsAreLegal) {
@@ -79,7 +87,8 @@ TEST(Tensor, Bf16RoundsToNearestEvenAndKeepsNan) {
 }
 
 TEST(Tensor, WrongTypeIsNamed) {
-  EXPECT_EQ(message_of([] { iota({2}).data<double>(); }), "tensor [2]: asked for f64 data of a f32 tensor");
+  EXPECT_EQ(message_of([] { iota({2}).data<double>(); }),
+            "tensor [2]: asked for f64 data of a f32 tensor");
 }
 
 TEST(Allocator, CountsLiveAndPeakAndReusesBlocks) {
@@ -98,7 +107,8 @@ TEST(Allocator, CountsLiveAndPeakAndReusesBlocks) {
 }
 
 TEST(Reduce, SumsOverEveryAxisInEveryDtype) {
-  for (const Shape& shape : {Shape{1, 1}, Shape{3, 5}, Shape{129, 33}, Shape{300, 257}, Shape{2, 140, 70}}) {
+  for (const Shape& shape :
+       {Shape{1, 1}, Shape{3, 5}, Shape{129, 33}, Shape{300, 257}, Shape{2, 140, 70}}) {
     const Tensor wide = Tensor::empty(shape, Dtype::f64);
     fill_normal(wide, RngKey(1, "test", "x"));
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
@@ -109,9 +119,13 @@ TEST(Reduce, SumsOverEveryAxisInEveryDtype) {
         std::vector<double> want(static_cast<size_t>(got.numel()));
         int64_t inner = 1;
         for (int i = axis + 1; i < shape.rank(); ++i) inner *= shape[i];
-        for (int64_t e = 0; e < x.numel(); ++e) want[static_cast<size_t>(e / (inner * shape[axis]) * inner + e % inner)] += values[static_cast<size_t>(e)];
+        for (int64_t e = 0; e < x.numel(); ++e)
+          want[static_cast<size_t>(e / (inner * shape[axis]) * inner + e % inner)] +=
+              values[static_cast<size_t>(e)];
         const auto found = got.to_vector<float>();
-        for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(static_cast<double>(found[i]), want[i], 1e-4) << shape << " axis " << axis << ' ' << dtype;
+        for (size_t i = 0; i < want.size(); ++i)
+          EXPECT_NEAR(static_cast<double>(found[i]), want[i], 1e-4)
+              << shape << " axis " << axis << ' ' << dtype;
       }
     }
   }
@@ -119,10 +133,12 @@ TEST(Reduce, SumsOverEveryAxisInEveryDtype) {
 
 TEST(Rng, PhiloxMatchesThePublishedVectors) {  // Random123 kat_vectors, philox 4x32 10
   RngKey zero;
-  EXPECT_EQ(philox(zero, 0), (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(philox(zero, 0),
+            (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   RngKey ones;
   ones.key = ones.high = ~0ull;
-  EXPECT_EQ(philox(ones, ~0ull), (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(philox(ones, ~0ull),
+            (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
 }
 
 TEST(Rng, NormalHasTheMomentsOfANormal) {
@@ -138,7 +154,8 @@ TEST(Rng, NormalHasTheMomentsOfANormal) {
 }
 
 TEST(Tensor, SizesThatPass64BitsAreRefusedAndNotWrapped) {
-  EXPECT_THROW(Tensor::empty({int64_t{1} << 32, int64_t{1} << 32}), Error);  // 0 elements modulo 2^64
+  EXPECT_THROW(Tensor::empty({int64_t{1} << 32, int64_t{1} << 32}),
+               Error);  // 0 elements modulo 2^64
   EXPECT_THROW(Tensor::empty({int64_t{1} << 40, int64_t{1} << 40, 0}), Error);
   EXPECT_THROW(Tensor::empty({int64_t{1} << 62}), Error);  // elements fit, bytes do not
   EXPECT_THROW(Tensor::empty({2, -1}), Error);

@@ -18,11 +18,12 @@ namespace {
 
 class Data : public TestFolder {};
 
-// ---- tokenizers --------------------------------------------------------------------------------------------------
+// ---- tokenizers ---------------------------------------------------------------------------------
 
 TEST_F(Data, TokenizersRoundTripAndReload) {
   const std::string text = "naïve Ωmega — the end\n";
-  for (const auto& make : {+[](const std::string&) { return byte_tokenizer(); }, +[](const std::string& t) { return character_tokenizer(t); }}) {
+  for (const auto& make : {+[](const std::string&) { return byte_tokenizer(); },
+                           +[](const std::string& t) { return character_tokenizer(t); }}) {
     const auto tokenizer = make(text);
     put("tokenizer.json", tokenizer->to_json());
     const auto again = load_tokenizer(folder / "tokenizer.json");
@@ -44,7 +45,7 @@ TEST_F(Data, TokenizersNameWhatTheyCannotRead) {
   EXPECT_ERROR(load_tokenizer(folder / "t.json"), "t.json: is no JSON");
 }
 
-// ---- token files -------------------------------------------------------------------------------------------------
+// ---- token files --------------------------------------------------------------------------------
 
 TEST_F(Data, TokenSamplesAreConsecutiveAndTargetsAreTheNextToken) {
   std::vector<int64_t> ids(1000);
@@ -77,7 +78,8 @@ TEST_F(Data, TokenFilesOfLlmCAreRecognised) {
   std::string content(1024, '\0');
   const int32_t header[3] = {20240520, 1, 5};
   std::memcpy(content.data(), header, sizeof header);
-  for (const uint16_t id : std::initializer_list<uint16_t>{7, 8, 9, 50256, 11}) content.append(reinterpret_cast<const char*>(&id), 2);
+  for (const uint16_t id : std::initializer_list<uint16_t>{7, 8, 9, 50256, 11})
+    content.append(reinterpret_cast<const char*>(&id), 2);
   put("a.bin", content);
   const TokenFile file(folder / "a.bin");
   EXPECT_EQ(file.size(), 5);
@@ -85,7 +87,8 @@ TEST_F(Data, TokenFilesOfLlmCAreRecognised) {
   EXPECT_EQ(file.implied_vocab(), 50257);
   put("a.bin", content.substr(0, content.size() - 2));
   EXPECT_ERROR(TokenFile(folder / "a.bin"), "1034 bytes, but the file has 1032");
-  // Cut inside the header, another version, other kinds of llm.c's files, and counts that no file has.
+  // Cut inside the header, another version, other kinds of llm.c's files, and counts that no file
+  // has.
   const auto with = [&](int32_t magic, int32_t version, int32_t count) {
     std::string changed = content;
     const int32_t words[3] = {magic, version, count};
@@ -94,13 +97,15 @@ TEST_F(Data, TokenFilesOfLlmCAreRecognised) {
   };
   for (const size_t keep : {size_t{4}, size_t{10}, size_t{512}, size_t{1022}}) {
     put("a.bin", content.substr(0, keep));
-    EXPECT_ERROR(TokenFile(folder / "a.bin"), "a.bin: " + std::to_string(keep) + " bytes are less than the header of 1024");
+    EXPECT_ERROR(TokenFile(folder / "a.bin"),
+                 "a.bin: " + std::to_string(keep) + " bytes are less than the header of 1024");
   }
   put("a.bin", with(20240520, 2, 5));
   EXPECT_ERROR(TokenFile(folder / "a.bin"), "magic 20240520 with version 2; expected version 1");
   for (const int32_t magic : {20240522, 20240326, 20240327, 20240328}) {
     put("a.bin", with(magic, 1, 5));
-    EXPECT_ERROR(TokenFile(folder / "a.bin"), "is a file of llm.c that holds no tokens (magic " + std::to_string(magic) + ")");
+    EXPECT_ERROR(TokenFile(folder / "a.bin"),
+                 "is a file of llm.c that holds no tokens (magic " + std::to_string(magic) + ")");
   }
   for (const int32_t count : {-1, -5, 0, 6, 2147483647, -2147483647}) {
     put("a.bin", with(20240520, 1, count));
@@ -123,7 +128,8 @@ TEST_F(Data, TokenFilesThatCannotBeUsedAreRefused) {
   EXPECT_ERROR(make_tokens(options, Split::train), "1 tokens are too few for a context of 4");
   put("train.bin", std::string("\1\0\2\0\3\0\4\0\5\0", 10));
   // When it is opened: not a thousand steps later.
-  EXPECT_ERROR(make_tokens(options, Split::train), "id 5 at position 4 is outside the vocabulary of 5");
+  EXPECT_ERROR(make_tokens(options, Split::train),
+               "id 5 at position 4 is outside the vocabulary of 5");
 }
 
 TEST_F(Data, PreparesATextAndRefusesAnEmptyOne) {
@@ -137,7 +143,8 @@ TEST_F(Data, PreparesATextAndRefusesAnEmptyOne) {
   options.context = 16;
   const auto val = make_tokens(options, Split::val);
   const Sample sample{0, 0, 0};
-  const std::string shown = val->description().tokenizer->decode(val->make({&sample, 1}, 1).inputs.to_vector<int64_t>());
+  const std::string shown =
+      val->description().tokenizer->decode(val->make({&sample, 1}, 1).inputs.to_vector<int64_t>());
   const size_t held_out = text.size() / 10;
   EXPECT_EQ(shown, text.substr(text.size() - held_out, 16));
   put("empty.txt", "");
@@ -151,17 +158,21 @@ TEST_F(Data, AFailedPreparationLeavesTheOldSetWhole) {
   put("text.txt", "aaaa bbbb cccc dddd eeee ffff gggg hhhh");
   std::ostringstream log;
   prepare_text(folder / "text.txt", folder / "set", {}, log);
-  const std::string train = read_file(folder / "set" / "train.bin"), letters = read_file(folder / "set" / "tokenizer.json");
+  const std::string train = read_file(folder / "set" / "train.bin"),
+                    letters = read_file(folder / "set" / "tokenizer.json");
   std::filesystem::remove(folder / "set" / "val.bin");
   std::filesystem::create_directory(folder / "set" / "val.bin");  // cannot be replaced by a file
   PrepareOptions other;
   other.tokenizer = "bytes";
-  EXPECT_ERROR(prepare_text(folder / "text.txt", folder / "set", other, log), "val.bin: is a folder");
+  EXPECT_ERROR(prepare_text(folder / "text.txt", folder / "set", other, log),
+               "val.bin: is a folder");
   EXPECT_EQ(read_file(folder / "set" / "train.bin"), train);
   EXPECT_EQ(read_file(folder / "set" / "tokenizer.json"), letters);
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder / "set"), {}), 3);
-  // Bytes that a lenient reader takes for UTF-8, but JSON could not hold: overlong forms and surrogates.
-  for (const std::string bad : {"abcdefgh\xc0\xaf", "abcdefgh\xed\xa0\x80", "abcdefgh\xf4\x90\x80\x80", "abcdefgh\xe0\x80\xaf"}) {
+  // Bytes that a lenient reader takes for UTF-8, but JSON could not hold: overlong forms and
+  // surrogates.
+  for (const std::string bad : {"abcdefgh\xc0\xaf", "abcdefgh\xed\xa0\x80",
+                                "abcdefgh\xf4\x90\x80\x80", "abcdefgh\xe0\x80\xaf"}) {
     put("text.txt", bad);
     EXPECT_ERROR(prepare_text(folder / "text.txt", folder / "none", {}, log), "text: byte 8 ");
   }
@@ -179,7 +190,7 @@ TEST_F(Data, CharactersOfAFileAreSingle) {
   EXPECT_ERROR(load_tokenizer(folder / "t.json"), "t.json");
 }
 
-// ---- IDX ---------------------------------------------------------------------------------------------------------
+// ---- IDX ----------------------------------------------------------------------------------------
 
 std::string idx(const std::vector<uint32_t>& sizes, const std::string& values) {
   std::string out{'\0', '\0', '\x08', static_cast<char>(sizes.size())};
@@ -204,7 +215,8 @@ std::string gzip(const std::string& content) {
 }
 
 TEST_F(Data, IdxReadsPlainAndGzipAndRefusesDamage) {
-  put("train-images-idx3-ubyte", idx({2, 2, 3}, std::string("\0\1\2\3\4\5\x06\x07\x08\x09\x0a\xff", 12)));
+  put("train-images-idx3-ubyte",
+      idx({2, 2, 3}, std::string("\0\1\2\3\4\5\x06\x07\x08\x09\x0a\xff", 12)));
   put("train-labels-idx1-ubyte.gz", gzip(idx({2}, "\3\7")));
   ImageOptions options({0.5}, {0.5});
   options.path = folder.string();
@@ -218,7 +230,8 @@ TEST_F(Data, IdxReadsPlainAndGzipAndRefusesDamage) {
 
   const std::string packed = gzip(idx({2}, "\3\7"));
   put("train-labels-idx1-ubyte.gz", packed.substr(0, packed.size() - 12));
-  EXPECT_ERROR(make_idx(options, Split::train), "train-labels-idx1-ubyte.gz: the file is cut short");
+  EXPECT_ERROR(make_idx(options, Split::train),
+               "train-labels-idx1-ubyte.gz: the file is cut short");
   put("train-labels-idx1-ubyte.gz", gzip(idx({2}, "\3")));
   EXPECT_ERROR(make_idx(options, Split::train), "promises 2 values, the file holds 1");
   put("train-labels-idx1-ubyte.gz", gzip(idx({3}, "\3\3\3")));
@@ -226,12 +239,16 @@ TEST_F(Data, IdxReadsPlainAndGzipAndRefusesDamage) {
   put("train-labels-idx1-ubyte.gz", gzip(idx({2}, "\3\xc8")));
   EXPECT_ERROR(make_idx(options, Split::train), "label 200");
   // Sizes whose product passes 64 bits, and a size of none.
-  for (const auto& sizes : {std::vector<uint32_t>{1u << 20, 1u << 19, 2147483647u}, {2147483647u, 2147483647u, 2147483647u}, {1u << 22, 1u << 22, 1u << 20}}) {
+  for (const auto& sizes : {std::vector<uint32_t>{1u << 20, 1u << 19, 2147483647u},
+                            {2147483647u, 2147483647u, 2147483647u},
+                            {1u << 22, 1u << 22, 1u << 20}}) {
     put("train-images-idx3-ubyte", idx(sizes, "abc"));
-    EXPECT_ERROR(make_idx(options, Split::train), "the sizes in the header pass 64 bits, the file holds 3 values");
+    EXPECT_ERROR(make_idx(options, Split::train),
+                 "the sizes in the header pass 64 bits, the file holds 3 values");
   }
   put("train-images-idx3-ubyte", idx({2147483647u, 2147483647u, 1}, "abc"));
-  EXPECT_ERROR(make_idx(options, Split::train), "promises 4611686014132420609 values, the file holds 3");
+  EXPECT_ERROR(make_idx(options, Split::train),
+               "promises 4611686014132420609 values, the file holds 3");
   put("train-images-idx3-ubyte", idx({2, 0, 3}, ""));
   EXPECT_ERROR(make_idx(options, Split::train), "axis 1 has size 0");
   put("train-images-idx3-ubyte", "garbage of some length here");
@@ -275,7 +292,7 @@ TEST(Augment, FlipsAndShiftsByTheDraw) {
   EXPECT_EQ(places.size(), 25u);
 }
 
-// ---- loader ------------------------------------------------------------------------------------------------------
+// ---- loader -------------------------------------------------------------------------------------
 
 // Samples whose only content is their number.
 class Numbers final : public Source {
@@ -329,7 +346,9 @@ TEST(Loader, SeekingGivesTheSameBatchesWithAnyPrefetchAndShards) {
     options.rank = rank;
     options.ranks = 2;
     Loader part(source, options);
-    EXPECT_EQ(part.next().inputs.to_vector<int64_t>(), std::vector<int64_t>(batches[0].begin() + 4 * rank, batches[0].begin() + 4 * rank + 4));
+    EXPECT_EQ(
+        part.next().inputs.to_vector<int64_t>(),
+        std::vector<int64_t>(batches[0].begin() + 4 * rank, batches[0].begin() + 4 * rank + 4));
   }
   EXPECT_ERROR(later.seek(3), "no multiple of the batch of 8");
   options.ranks = 3;

@@ -14,7 +14,9 @@ class Draw {
  public:
   explicit Draw(const RngKey& rng) : rng_(rng) {}
   // In [0, n)
-  int64_t below(int64_t n) { return static_cast<int64_t>(random_below(rng_, next_++, static_cast<uint64_t>(n))); }
+  int64_t below(int64_t n) {
+    return static_cast<int64_t>(random_below(rng_, next_++, static_cast<uint64_t>(n)));
+  }
   // In [0, 1), 53 bits
   double uniform() { return static_cast<double>(below(int64_t{1} << 53)) * 0x1p-53; }
   double uniform(double low, double high) { return low + (high - low) * uniform(); }
@@ -36,9 +38,11 @@ class Draw {
     std::vector<int64_t> chosen;
     for (int64_t j = n - count; j < n; ++j) {
       const int64_t candidate = below(j + 1);
-      chosen.push_back(std::find(chosen.begin(), chosen.end(), candidate) == chosen.end() ? candidate : j);
+      chosen.push_back(
+          std::find(chosen.begin(), chosen.end(), candidate) == chosen.end() ? candidate : j);
     }
-    for (size_t i = chosen.size(); i > 1; --i) std::swap(chosen[i - 1], chosen[static_cast<size_t>(below(static_cast<int64_t>(i)))]);
+    for (size_t i = chosen.size(); i > 1; --i)
+      std::swap(chosen[i - 1], chosen[static_cast<size_t>(below(static_cast<int64_t>(i)))]);
     return chosen;
   }
 

@@ -7,7 +7,8 @@
 
 namespace fovea::data {
 
-// The bytes of `path`, inflated when it starts with 1F 8B. Throws naming the file when the stream is damaged or cut short.
+// The bytes of `path`, inflated when it starts with 1F 8B. Throws naming the file when the stream
+// is damaged or cut short.
 std::string read_maybe_gzip(const std::filesystem::path& path);
 
 }  // namespace fovea::data

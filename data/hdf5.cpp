@@ -10,7 +10,8 @@ namespace fovea::data {
 
 void Hdf5Options::describe(config::Fields& f) {
   ImageOptions::describe(f);
-  f.add("vocab_size", vocab_size, "of sequences; 0: the file's attribute vocab_size", config::from_to(0, 1 << 24));
+  f.add("vocab_size", vocab_size, "of sequences; 0: the file's attribute vocab_size",
+        config::from_to(0, 1 << 24));
 }
 
 namespace {
@@ -23,11 +24,14 @@ constexpr int64_t kMostTokens = int64_t{1} << 24;  // in a vocabulary
 // The attribute vocab_size of the whole file.
 int64_t stored_vocab(const Hdf5Reader& file) {
   const std::string text = file.attribute("/", "vocab_size").value_or("");
-  FOVEA_CHECK(!text.empty(), "hdf5 ", file.path(), ": has no attribute vocab_size; set data.vocab_size");
+  FOVEA_CHECK(!text.empty(), "hdf5 ", file.path(),
+              ": has no attribute vocab_size; set data.vocab_size");
   int64_t value = 0;
   const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
-  FOVEA_CHECK(code == std::errc{} && rest == text.data() + text.size() && value >= 1 && value <= kMostTokens, "hdf5 ", file.path(),
-              ": attribute vocab_size is \"", text, "\"; expected an integer from 1 to ", kMostTokens);
+  FOVEA_CHECK(code == std::errc{} && rest == text.data() + text.size() && value >= 1 &&
+                  value <= kMostTokens,
+              "hdf5 ", file.path(), ": attribute vocab_size is \"", text,
+              "\"; expected an integer from 1 to ", kMostTokens);
   return value;
 }
 
@@ -37,15 +41,20 @@ class Hdf5Images final : public ImageSource {
       : ImageSource(options, split), file_(std::move(file)), images_(group + "/images") {
     const std::string where = concat("hdf5 ", options.path, ": ", group);
     const Shape shape = file_->shape(images_);
-    FOVEA_CHECK((shape.rank() == 3 || shape.rank() == 4) && shape.numel() >= 1, where, "/images is ", shape, "; expected [N, C, H, W] or [N, H, W]");
+    FOVEA_CHECK((shape.rank() == 3 || shape.rank() == 4) && shape.numel() >= 1, where,
+                "/images is ", shape, "; expected [N, C, H, W] or [N, H, W]");
     const Dtype dtype = file_->dtype(images_);
-    FOVEA_CHECK(dtype == Dtype::u8 || is_floating(dtype), where, "/images holds ", dtype, "; expected u8, or floats in [0, 1]");
+    FOVEA_CHECK(dtype == Dtype::u8 || is_floating(dtype), where, "/images holds ", dtype,
+                "; expected u8, or floats in [0, 1]");
     labels_ = labels(group);
-    FOVEA_CHECK(static_cast<int64_t>(labels_.size()) == shape[0], where, " has ", shape[0], " images but ", labels_.size(), " labels");
+    FOVEA_CHECK(static_cast<int64_t>(labels_.size()) == shape[0], where, " has ", shape[0],
+                " images but ", labels_.size(), " labels");
     // The training labels say how many classes there are.
     int64_t classes = 0;
-    for (int64_t l : group == "train" ? labels_ : labels("train")) classes = std::max(classes, l + 1);
-    describe(std::filesystem::path(options.path).stem().string(), shape.rank() == 4 ? shape[1] : 1, shape[-2], shape[-1], classes);
+    for (int64_t l : group == "train" ? labels_ : labels("train"))
+      classes = std::max(classes, l + 1);
+    describe(std::filesystem::path(options.path).stem().string(), shape.rank() == 4 ? shape[1] : 1,
+             shape[-2], shape[-1], classes);
     check_labels(where + "/labels");
   }
   int64_t size() const override { return static_cast<int64_t>(labels_.size()); }
@@ -58,7 +67,8 @@ class Hdf5Images final : public ImageSource {
     FOVEA_CHECK(!is_floating(dtype), where, " holds ", dtype, "; expected integers");
     std::vector<int64_t> values = file_->read(name).to_vector<int64_t>();
     for (size_t i = 0; i < values.size(); ++i) {
-      FOVEA_CHECK(values[i] >= 0 && values[i] < kMostClasses, where, ": label ", values[i], " of image ", i, " is outside [0, ", kMostClasses, ')');
+      FOVEA_CHECK(values[i] >= 0 && values[i] < kMostClasses, where, ": label ", values[i],
+                  " of image ", i, " is outside [0, ", kMostClasses, ')');
     }
     return values;
   }
@@ -68,7 +78,8 @@ class Hdf5Images final : public ImageSource {
     const std::vector<float> values = image.to_vector<float>();
     const float scale = image.dtype() == Dtype::u8 ? 1.0f / 255.0f : 1.0f;
     for (size_t p = 0; p < values.size(); ++p) {
-      FOVEA_CHECK(std::isfinite(values[p]), "hdf5 ", file_->path(), ": ", images_, " row ", index, " holds ", values[p], " at ", p);
+      FOVEA_CHECK(std::isfinite(values[p]), "hdf5 ", file_->path(), ": ", images_, " row ", index,
+                  " holds ", values[p], " at ", p);
       out[p] = values[p] * scale;
     }
   }
@@ -80,15 +91,21 @@ class Hdf5Images final : public ImageSource {
 class Hdf5Sequences final : public Source {
  public:
   Hdf5Sequences(const Hdf5Options& options, Reader file, const std::string& group, bool paired)
-      : file_(std::move(file)), inputs_(group + (paired ? "/inputs" : "/tokens")), targets_(paired ? group + "/targets" : ""), where_(concat("hdf5 ", options.path, ": ")) {
+      : file_(std::move(file)),
+        inputs_(group + (paired ? "/inputs" : "/tokens")),
+        targets_(paired ? group + "/targets" : ""),
+        where_(concat("hdf5 ", options.path, ": ")) {
     const Shape shape = file_->shape(inputs_);
-    FOVEA_CHECK(shape.rank() == 2 && shape[0] >= 1 && shape[1] >= (paired ? 1 : 2), where_, inputs_, " is ", shape, "; expected ", paired ? "[N, T]" : "[N, T + 1]");
+    FOVEA_CHECK(shape.rank() == 2 && shape[0] >= 1 && shape[1] >= (paired ? 1 : 2), where_, inputs_,
+                " is ", shape, "; expected ", paired ? "[N, T]" : "[N, T + 1]");
     if (paired) {
       FOVEA_CHECK(file_->has(targets_), where_, group, " has inputs but no targets");
-      FOVEA_CHECK(file_->shape(targets_) == shape, where_, inputs_, " is ", shape, " but ", targets_, " is ", file_->shape(targets_));
+      FOVEA_CHECK(file_->shape(targets_) == shape, where_, inputs_, " is ", shape, " but ",
+                  targets_, " is ", file_->shape(targets_));
     }
     for (const std::string& name : {inputs_, targets_}) {
-      FOVEA_CHECK(name.empty() || !is_floating(file_->dtype(name)), where_, name, " holds ", file_->dtype(name), "; expected integers");
+      FOVEA_CHECK(name.empty() || !is_floating(file_->dtype(name)), where_, name, " holds ",
+                  file_->dtype(name), "; expected integers");
     }
     rows_ = shape[0];
     description_.name = std::filesystem::path(options.path).stem().string();
@@ -99,10 +116,14 @@ class Hdf5Sequences final : public Source {
 
   Batch make(std::span<const Sample> samples, uint64_t) const override {
     const int64_t count = static_cast<int64_t>(samples.size()), n = description_.context;
-    const Batch batch{Tensor::empty({count, n}, Dtype::i64), Tensor::empty({count, n}, Dtype::i64), {}};
+    const Batch batch{
+        Tensor::empty({count, n}, Dtype::i64), Tensor::empty({count, n}, Dtype::i64), {}};
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = samples[static_cast<size_t>(i)].index;
-      const std::vector<int64_t> in = read(inputs_, row, 0), out = targets_.empty() ? std::vector<int64_t>(in.begin() + 1, in.end()) : read(targets_, row, kIgnore);
+      const std::vector<int64_t> in = read(inputs_, row, 0),
+                                 out = targets_.empty()
+                                           ? std::vector<int64_t>(in.begin() + 1, in.end())
+                                           : read(targets_, row, kIgnore);
       std::copy(in.begin(), in.begin() + n, batch.inputs.data<int64_t>() + i * n);
       std::copy(out.begin(), out.end(), batch.targets.data<int64_t>() + i * n);
     }
@@ -114,7 +135,8 @@ class Hdf5Sequences final : public Source {
   std::vector<int64_t> read(const std::string& name, int64_t row, int64_t least) const {
     std::vector<int64_t> ids = file_->read_rows(name, row, row + 1).to_vector<int64_t>();
     for (size_t t = 0; t < ids.size(); ++t) {
-      FOVEA_CHECK(ids[t] < description_.vocab_size && (ids[t] >= 0 || ids[t] == least), where_, name, " row ", row, " holds id ", ids[t], " at ", t,
+      FOVEA_CHECK(ids[t] < description_.vocab_size && (ids[t] >= 0 || ids[t] == least), where_,
+                  name, " row ", row, " holds id ", ids[t], " at ", t,
                   ", outside the vocabulary of ", description_.vocab_size);
     }
     return ids;
@@ -131,9 +153,11 @@ std::unique_ptr<Source> make_hdf5(const Hdf5Options& options, Split split) {
   auto file = std::make_unique<Hdf5Reader>(options.path);
   const std::string group = split == Split::train ? "train" : "val";
   FOVEA_CHECK(file->has(group), "hdf5 ", options.path, ": has no group ", group);
-  if (file->has(group + "/images")) return std::make_unique<Hdf5Images>(options, split, std::move(file), group);
+  if (file->has(group + "/images"))
+    return std::make_unique<Hdf5Images>(options, split, std::move(file), group);
   const bool paired = file->has(group + "/inputs");
-  FOVEA_CHECK(paired || file->has(group + "/tokens"), "hdf5 ", options.path, ": group ", group, " holds none of images, tokens and inputs");
+  FOVEA_CHECK(paired || file->has(group + "/tokens"), "hdf5 ", options.path, ": group ", group,
+              " holds none of images, tokens and inputs");
   return std::make_unique<Hdf5Sequences>(options, std::move(file), group, paired);
 }
 

@@ -26,10 +26,12 @@ int64_t shuffled(int64_t index, int64_t size, uint64_t seed, uint64_t epoch) {
   return static_cast<int64_t>(x);
 }
 
-Loader::Loader(const Source& source, const LoaderOptions& options) : source_(source), options_(options) {
-  FOVEA_CHECK(options.batch >= 1 && options.ranks >= 1 && options.batch % options.ranks == 0, "loader: ", options.ranks,
-              " ranks do not divide a batch of ", options.batch);
-  FOVEA_CHECK(source.size() >= 1, "loader: the data set ", source.description().name, " has no samples");
+Loader::Loader(const Source& source, const LoaderOptions& options)
+    : source_(source), options_(options) {
+  FOVEA_CHECK(options.batch >= 1 && options.ranks >= 1 && options.batch % options.ranks == 0,
+              "loader: ", options.ranks, " ranks do not divide a batch of ", options.batch);
+  FOVEA_CHECK(source.size() >= 1, "loader: the data set ", source.description().name,
+              " has no samples");
 }
 
 Loader::~Loader() { stop(); }
@@ -41,7 +43,8 @@ Batch Loader::make(int64_t position) const {
     const int64_t ordinal = position + options_.rank * share + i;
     const auto epoch = static_cast<uint64_t>(ordinal / size);
     const int64_t at = ordinal % size;
-    samples.push_back({options_.shuffle ? shuffled(at, size, options_.seed, epoch) : at, epoch, static_cast<uint64_t>(ordinal)});
+    samples.push_back({options_.shuffle ? shuffled(at, size, options_.seed, epoch) : at, epoch,
+                       static_cast<uint64_t>(ordinal)});
   }
   return source_.make(samples, options_.seed);
 }
@@ -73,7 +76,9 @@ void Loader::work() {
     int64_t position;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return stopping_ || static_cast<int64_t>(ready_.size()) < options_.prefetch; });
+      changed_.wait(lock, [this] {
+        return stopping_ || static_cast<int64_t>(ready_.size()) < options_.prefetch;
+      });
       if (stopping_) return;
       position = making_;
       making_ += options_.batch;
@@ -103,7 +108,8 @@ void Loader::stop() {
 }
 
 void Loader::seek(int64_t position) {
-  FOVEA_CHECK(position >= 0 && position % options_.batch == 0, "loader: position ", position, " is no multiple of the batch of ", options_.batch);
+  FOVEA_CHECK(position >= 0 && position % options_.batch == 0, "loader: position ", position,
+              " is no multiple of the batch of ", options_.batch);
   stop();
   position_ = position;
 }

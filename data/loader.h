@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Loader: which samples make step k's batch. Each epoch goes through the source once in an order that is a keyed
-// permutation of the indices; a batch may span epochs. The whole state is one integer, the samples drawn so far. A thread
-// prepares the next batches meanwhile.
+// Loader: which samples make step k's batch. Each epoch goes through the source once in an order
+// that is a keyed permutation of the indices; a batch may span epochs. The whole state is one
+// integer, the samples drawn so far. A thread prepares the next batches meanwhile.
 
 #include <condition_variable>
 #include <cstdint>
@@ -16,15 +16,16 @@
 namespace fovea::data {
 
 struct LoaderOptions {
-  int64_t batch = 32;     // samples over all ranks
+  int64_t batch = 32;  // samples over all ranks
   uint64_t seed = 1;
   bool shuffle = true;
-  int64_t rank = 0, ranks = 1;  // this rank takes samples [rank, rank + 1) * batch / ranks of each batch
-  int64_t prefetch = 2;   // batches made ahead
+  int64_t rank = 0,
+          ranks = 1;     // this rank takes samples [rank, rank + 1) * batch / ranks of each batch
+  int64_t prefetch = 2;  // batches made ahead
 };
 
-// Position `index` of the permutation of [0, size) named by (seed, epoch): a Feistel network over the next power of four,
-// walked until it lands inside. No memory.
+// Position `index` of the permutation of [0, size) named by (seed, epoch): a Feistel network over
+// the next power of four, walked until it lands inside. No memory.
 int64_t shuffled(int64_t index, int64_t size, uint64_t seed, uint64_t epoch);
 
 class Loader {

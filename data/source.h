@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What models learn from. A Source makes samples by number; a Loader (loader.h) decides which ones, in which order. A
-// sample is a function of (seed, index, epoch, ordinal), so data never depends on threads, ranks or history.
+// What models learn from. A Source makes samples by number; a Loader (loader.h) decides which ones,
+// in which order. A sample is a function of (seed, index, epoch, ordinal), so data never depends on
+// threads, ranks or history.
 
 #include <cstdint>
 #include <filesystem>
@@ -24,8 +25,8 @@ struct Description {
   bool is_tokens = true;
   // tokens
   int64_t vocab_size = 0;
-  int64_t context = 0;                           // tokens in a sample
-  std::shared_ptr<const Tokenizer> tokenizer;    // or null: the ids are no text
+  int64_t context = 0;                         // tokens in a sample
+  std::shared_ptr<const Tokenizer> tokenizer;  // or null: the ids are no text
   // images
   int64_t channels = 0, height = 0, width = 0, classes = 0;
 };
@@ -37,9 +38,9 @@ struct Batch {
 };
 
 struct Sample {
-  int64_t index;      // in [0, size())
-  uint64_t epoch;     // how often the loader has gone through the data
-  uint64_t ordinal;   // samples drawn before this one since step 0: names its random choices
+  int64_t index;     // in [0, size())
+  uint64_t epoch;    // how often the loader has gone through the data
+  uint64_t ordinal;  // samples drawn before this one since step 0: names its random choices
 };
 
 class Source {

@@ -35,7 +35,8 @@ std::string error_of(F&& f) {
 class TestFolder : public testing::Test {
  protected:
   void SetUp() override {
-    folder = std::filesystem::temp_directory_path() / ("fovea_data_test." + std::to_string(getpid()));
+    folder =
+        std::filesystem::temp_directory_path() / ("fovea_data_test." + std::to_string(getpid()));
     std::filesystem::remove_all(folder);
     std::filesystem::create_directories(folder);
   }

@@ -19,15 +19,19 @@ double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 // value and derivative in f64
 std::pair<double, double> evaluate(double x, Activation kind) {
   switch (kind) {
-    case Activation::relu: return {std::max(x, 0.0), x > 0.0 ? 1.0 : 0.0};
-    case Activation::silu: return {x * sigmoid(x), sigmoid(x) * (1.0 + x * (1.0 - sigmoid(x)))};
+    case Activation::relu:
+      return {std::max(x, 0.0), x > 0.0 ? 1.0 : 0.0};
+    case Activation::silu:
+      return {x * sigmoid(x), sigmoid(x) * (1.0 + x * (1.0 - sigmoid(x)))};
     case Activation::gelu: {
       const double phi = 0.5 * (1.0 + std::erf(x / std::numbers::sqrt2));
       return {x * phi, phi + x * std::exp(-0.5 * x * x) / std::sqrt(2.0 * std::numbers::pi)};
     }
     case Activation::gelu_tanh: {
-      const double a = std::sqrt(2.0 / std::numbers::pi), t = std::tanh(a * (x + 0.044715 * x * x * x));
-      return {0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * a * (1.0 + 3.0 * 0.044715 * x * x)};
+      const double a = std::sqrt(2.0 / std::numbers::pi),
+                   t = std::tanh(a * (x + 0.044715 * x * x * x));
+      return {0.5 * x * (1.0 + t),
+              0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * a * (1.0 + 3.0 * 0.044715 * x * x)};
     }
   }
   detail::fail("activation: unknown kind");
@@ -35,10 +39,14 @@ std::pair<double, double> evaluate(double x, Activation kind) {
 
 ActivationKernel kernel_of(Activation kind) {
   switch (kind) {
-    case Activation::relu: return ActivationKernel::relu;
-    case Activation::gelu: return ActivationKernel::gelu;
-    case Activation::gelu_tanh: return ActivationKernel::gelu_tanh;
-    case Activation::silu: return ActivationKernel::silu;
+    case Activation::relu:
+      return ActivationKernel::relu;
+    case Activation::gelu:
+      return ActivationKernel::gelu;
+    case Activation::gelu_tanh:
+      return ActivationKernel::gelu_tanh;
+    case Activation::silu:
+      return ActivationKernel::silu;
   }
   detail::fail("activation: unknown kind");
 }
@@ -55,9 +63,11 @@ class ActivationFn final : public Function {
     const int64_t size = size_of(x.dtype());
     parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
       if (x.dtype() == Dtype::f64) {
-        for (int64_t i = begin; i < end; ++i) y.data<double>()[i] = evaluate(x.data<double>()[i], kind_).first;
+        for (int64_t i = begin; i < end; ++i)
+          y.data<double>()[i] = evaluate(x.data<double>()[i], kind_).first;
       } else {
-        FOVEA_SIMD_CALL(activation_forward, at(y, begin * size), at(x, begin * size), x.dtype(), end - begin, kernel_of(kind_));
+        FOVEA_SIMD_CALL(activation_forward, at(y, begin * size), at(x, begin * size), x.dtype(),
+                        end - begin, kernel_of(kind_));
       }
     });
     return y;
@@ -68,9 +78,11 @@ class ActivationFn final : public Function {
     const int64_t size = size_of(x.dtype());
     parallel_for(0, x.numel(), kGrain, [&, x = x](int64_t begin, int64_t end) {
       if (x.dtype() == Dtype::f64) {
-        for (int64_t i = begin; i < end; ++i) dx.data<double>()[i] = dy.data<double>()[i] * evaluate(x.data<double>()[i], kind_).second;
+        for (int64_t i = begin; i < end; ++i)
+          dx.data<double>()[i] = dy.data<double>()[i] * evaluate(x.data<double>()[i], kind_).second;
       } else {
-        FOVEA_SIMD_CALL(activation_backward, at(dx, begin * size), at(dy, begin * size), at(x, begin * size), x.dtype(), end - begin, kernel_of(kind_));
+        FOVEA_SIMD_CALL(activation_backward, at(dx, begin * size), at(dy, begin * size),
+                        at(x, begin * size), x.dtype(), end - begin, kernel_of(kind_));
       }
     });
     return {dx};
@@ -88,43 +100,52 @@ class SwigluFn final : public Function {
 
   Tensor forward(const Tensor& input) {
     const Tensor x = input.contiguous();
-    FOVEA_CHECK(x.rank() >= 1 && x.dim(-1) % 2 == 0, "swiglu: the last axis of ", x.shape(), " must be even");
+    FOVEA_CHECK(x.rank() >= 1 && x.dim(-1) % 2 == 0, "swiglu: the last axis of ", x.shape(),
+                " must be even");
     save(x);
     Shape shape = x.shape();
     shape[-1] /= 2;
     const Tensor y = Tensor::empty(shape, x.dtype());
     const int64_t f = shape[-1], rows = f > 0 ? y.numel() / f : 0, size = size_of(x.dtype());
-    parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, f)), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        if (x.dtype() == Dtype::f64) {
-          const double* row = x.data<double>() + r * 2 * f;
-          for (int64_t i = 0; i < f; ++i) y.data<double>()[r * f + i] = evaluate(row[i], Activation::silu).first * row[f + i];
-        } else {
-          FOVEA_SIMD_CALL(swiglu_forward, ActivationFn::at(y, r * f * size), ActivationFn::at(x, r * 2 * f * size), x.dtype(), f);
-        }
-      }
-    });
+    parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, f)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t r = begin; r < end; ++r) {
+                     if (x.dtype() == Dtype::f64) {
+                       const double* row = x.data<double>() + r * 2 * f;
+                       for (int64_t i = 0; i < f; ++i)
+                         y.data<double>()[r * f + i] =
+                             evaluate(row[i], Activation::silu).first * row[f + i];
+                     } else {
+                       FOVEA_SIMD_CALL(swiglu_forward, ActivationFn::at(y, r * f * size),
+                                       ActivationFn::at(x, r * 2 * f * size), x.dtype(), f);
+                     }
+                   }
+                 });
     return y;
   }
   Tensors backward(const Tensors& dout) override {
     const auto [x] = saved<1>();
     const Tensor dy = dout[0].to(x.dtype()).contiguous(), dx = Tensor::empty_like(x);
     const int64_t f = dy.dim(-1), rows = f > 0 ? dy.numel() / f : 0, size = size_of(x.dtype());
-    parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, f)), [&, x = x](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        if (x.dtype() == Dtype::f64) {
-          const double *row = x.data<double>() + r * 2 * f, *d = dy.data<double>() + r * f;
-          double* to = dx.data<double>() + r * 2 * f;
-          for (int64_t i = 0; i < f; ++i) {
-            const auto [value, slope] = evaluate(row[i], Activation::silu);
-            to[i] = d[i] * row[f + i] * slope;
-            to[f + i] = d[i] * value;
-          }
-        } else {
-          FOVEA_SIMD_CALL(swiglu_backward, ActivationFn::at(dx, r * 2 * f * size), ActivationFn::at(dy, r * f * size), ActivationFn::at(x, r * 2 * f * size), x.dtype(), f);
-        }
-      }
-    });
+    parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, f)),
+                 [&, x = x](int64_t begin, int64_t end) {
+                   for (int64_t r = begin; r < end; ++r) {
+                     if (x.dtype() == Dtype::f64) {
+                       const double *row = x.data<double>() + r * 2 * f,
+                                    *d = dy.data<double>() + r * f;
+                       double* to = dx.data<double>() + r * 2 * f;
+                       for (int64_t i = 0; i < f; ++i) {
+                         const auto [value, slope] = evaluate(row[i], Activation::silu);
+                         to[i] = d[i] * row[f + i] * slope;
+                         to[f + i] = d[i] * value;
+                       }
+                     } else {
+                       FOVEA_SIMD_CALL(swiglu_backward, ActivationFn::at(dx, r * 2 * f * size),
+                                       ActivationFn::at(dy, r * f * size),
+                                       ActivationFn::at(x, r * 2 * f * size), x.dtype(), f);
+                     }
+                   }
+                 });
     return {dx};
   }
 };
@@ -136,10 +157,13 @@ Activation parse_activation(std::string_view name) {
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_tanh") return Activation::gelu_tanh;
   if (name == "silu") return Activation::silu;
-  detail::fail("activation: expected relu, gelu, gelu_tanh or silu, found \"", std::string(name), '"');
+  detail::fail("activation: expected relu, gelu, gelu_tanh or silu, found \"", std::string(name),
+               '"');
 }
 
-Variable activate(const Variable& x, Activation kind) { return record(make<ActivationFn>(kind), x); }
+Variable activate(const Variable& x, Activation kind) {
+  return record(make<ActivationFn>(kind), x);
+}
 Variable swiglu(const Variable& x) { return record(make<SwigluFn>(), x); }
 
 }  // namespace fovea::nn

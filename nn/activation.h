@@ -8,7 +8,8 @@
 
 namespace fovea::nn {
 
-// gelu: x Phi(x) with the error function (1606.08415); gelu_tanh: its tanh form; silu: x sigmoid(x).
+// gelu: x Phi(x) with the error function (1606.08415); gelu_tanh: its tanh form; silu: x
+// sigmoid(x).
 enum class Activation { relu, gelu, gelu_tanh, silu };
 // Throws for a name that is none.
 Activation parse_activation(std::string_view name);

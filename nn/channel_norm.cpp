@@ -15,19 +15,24 @@ struct Rows {
   Tensor values;
   int64_t size;
   bool wide() const { return values.dtype() == Dtype::f64; }
-  void* at(int64_t row) const { return static_cast<char*>(values.raw()) + row * size * size_of(values.dtype()); }
+  void* at(int64_t row) const {
+    return static_cast<char*>(values.raw()) + row * size * size_of(values.dtype());
+  }
   double* f64(int64_t row) const { return static_cast<double*>(at(row)); }
 };
 
 double total(const Rows& x, int64_t row) {
-  if (!x.wide()) return static_cast<double>(FOVEA_SIMD_CALL(row_sum, x.at(row), x.values.dtype(), x.size));
+  if (!x.wide())
+    return static_cast<double>(FOVEA_SIMD_CALL(row_sum, x.at(row), x.values.dtype(), x.size));
   double sum = 0.0;
   for (int64_t i = 0; i < x.size; ++i) sum += x.f64(row)[i];
   return sum;
 }
 
 double squares(const Rows& x, int64_t row, double mean) {
-  if (!x.wide()) return static_cast<double>(FOVEA_SIMD_CALL(row_squares, x.at(row), x.values.dtype(), x.size, static_cast<float>(mean)));
+  if (!x.wide())
+    return static_cast<double>(FOVEA_SIMD_CALL(row_squares, x.at(row), x.values.dtype(), x.size,
+                                               static_cast<float>(mean)));
   double sum = 0.0;
   for (int64_t i = 0; i < x.size; ++i) sum += (x.f64(row)[i] - mean) * (x.f64(row)[i] - mean);
   return sum;
@@ -35,7 +40,8 @@ double squares(const Rows& x, int64_t row, double mean) {
 
 void affine(const Rows& y, const Rows& x, int64_t row, double mean, double scale, double shift) {
   if (!x.wide()) {
-    FOVEA_SIMD_CALL(row_affine, y.at(row), x.at(row), x.values.dtype(), x.size, static_cast<float>(mean), static_cast<float>(scale), static_cast<float>(shift));
+    FOVEA_SIMD_CALL(row_affine, y.at(row), x.at(row), x.values.dtype(), x.size,
+                    static_cast<float>(mean), static_cast<float>(scale), static_cast<float>(shift));
     return;
   }
   for (int64_t i = 0; i < x.size; ++i) y.f64(row)[i] = scale * (x.f64(row)[i] - mean) + shift;
@@ -45,7 +51,8 @@ void affine(const Rows& y, const Rows& x, int64_t row, double mean, double scale
 std::array<double, 2> gradient_sums(const Rows& dy, const Rows& x, int64_t row, double mean) {
   if (!x.wide()) {
     float sums[2];
-    FOVEA_SIMD_CALL(row_gradient_sums, dy.at(row), x.at(row), x.values.dtype(), x.size, static_cast<float>(mean), sums);
+    FOVEA_SIMD_CALL(row_gradient_sums, dy.at(row), x.at(row), x.values.dtype(), x.size,
+                    static_cast<float>(mean), sums);
     return {static_cast<double>(sums[0]), static_cast<double>(sums[1])};
   }
   std::array<double, 2> sums{};
@@ -57,45 +64,59 @@ std::array<double, 2> gradient_sums(const Rows& dy, const Rows& x, int64_t row, 
 }
 
 // dx = a dy + b (x - mean) + c
-void norm_gradient(const Rows& dx, const Rows& dy, const Rows& x, int64_t row, double mean, double a, double b, double c) {
+void norm_gradient(const Rows& dx, const Rows& dy, const Rows& x, int64_t row, double mean,
+                   double a, double b, double c) {
   if (!x.wide()) {
-    FOVEA_SIMD_CALL(row_norm_gradient, dx.at(row), dy.at(row), x.at(row), x.values.dtype(), x.size, static_cast<float>(mean), static_cast<float>(a),
-                    static_cast<float>(b), static_cast<float>(c));
+    FOVEA_SIMD_CALL(row_norm_gradient, dx.at(row), dy.at(row), x.at(row), x.values.dtype(), x.size,
+                    static_cast<float>(mean), static_cast<float>(a), static_cast<float>(b),
+                    static_cast<float>(c));
     return;
   }
-  for (int64_t i = 0; i < x.size; ++i) dx.f64(row)[i] = a * dy.f64(row)[i] + b * (x.f64(row)[i] - mean) + c;
+  for (int64_t i = 0; i < x.size; ++i)
+    dx.f64(row)[i] = a * dy.f64(row)[i] + b * (x.f64(row)[i] - mean) + c;
 }
 
-// The values of a set share a mean and a variance: with row (b, c), the set of batch norm is c and that of group norm
-// is (b, c's group). y = gamma rstd (x - mean) + beta.
+// The values of a set share a mean and a variance: with row (b, c), the set of batch norm is c and
+// that of group norm is (b, c's group). y = gamma rstd (x - mean) + beta.
 class ChannelNormFn final : public Function {
  public:
   // groups 0: over the batch
   ChannelNormFn(int64_t groups, double eps) : groups_(groups), eps_(eps) {}
-  ChannelNormFn(const Tensor& mean, const Tensor& variance, double eps) : groups_(0), eps_(eps), fixed_(true), mean_(mean.to(Dtype::f64)), variance_(variance.to(Dtype::f64)) {}
+  ChannelNormFn(const Tensor& mean, const Tensor& variance, double eps)
+      : groups_(0),
+        eps_(eps),
+        fixed_(true),
+        mean_(mean.to(Dtype::f64)),
+        variance_(variance.to(Dtype::f64)) {}
   const char* name() const override { return groups_ > 0 ? "group_norm" : "batch_norm"; }
-  const Tensor& mean() const { return mean_; }          // [sets], f64
+  const Tensor& mean() const { return mean_; }  // [sets], f64
   const Tensor& variance() const { return variance_; }
   int64_t set_size() const { return set_size_; }
 
   Tensor forward(const Tensor& x_in, const Tensor& gamma, const Tensor& beta) {
-    FOVEA_CHECK(x_in.rank() >= 2 && x_in.numel() > 0, name(), ": expected x [B, C, ...] with at least one value, found ", x_in.shape());
+    FOVEA_CHECK(x_in.rank() >= 2 && x_in.numel() > 0, name(),
+                ": expected x [B, C, ...] with at least one value, found ", x_in.shape());
     batch_ = x_in.dim(0);
     channels_ = x_in.dim(1);
     const Dtype master = x_in.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
     for (const Tensor& p : {gamma, beta}) {
-      FOVEA_CHECK(p.shape() == Shape{channels_} && p.dtype() == master, name(), ": x is ", x_in.shape(), " of ", x_in.dtype(), "; expected weight and bias [",
-                  channels_, "] of ", master, ", found ", p.shape(), " of ", p.dtype());
+      FOVEA_CHECK(p.shape() == Shape{channels_} && p.dtype() == master, name(), ": x is ",
+                  x_in.shape(), " of ", x_in.dtype(), "; expected weight and bias [", channels_,
+                  "] of ", master, ", found ", p.shape(), " of ", p.dtype());
     }
-    FOVEA_CHECK(groups_ == 0 || channels_ % groups_ == 0, name(), ": ", groups_, " groups do not divide ", channels_, " channels");
-    FOVEA_CHECK(!fixed_ || (mean_.shape() == Shape{channels_} && variance_.shape() == Shape{channels_}), name(), ": x is ", x_in.shape(), " but the statistics are ",
-                mean_.shape(), " and ", variance_.shape());
+    FOVEA_CHECK(groups_ == 0 || channels_ % groups_ == 0, name(), ": ", groups_,
+                " groups do not divide ", channels_, " channels");
+    FOVEA_CHECK(
+        !fixed_ || (mean_.shape() == Shape{channels_} && variance_.shape() == Shape{channels_}),
+        name(), ": x is ", x_in.shape(), " but the statistics are ", mean_.shape(), " and ",
+        variance_.shape());
     const Rows x{x_in.contiguous(), x_in.numel() / (batch_ * channels_)};
     sets_ = groups_ > 0 ? batch_ * groups_ : channels_;
     set_size_ = x_in.numel() / sets_;
     if (!fixed_) measure(x);
     const Tensor rstd = Tensor::empty({sets_}, Dtype::f64);
-    for (int64_t s = 0; s < sets_; ++s) rstd.data<double>()[s] = 1.0 / std::sqrt(variance_.data<double>()[s] + eps_);
+    for (int64_t s = 0; s < sets_; ++s)
+      rstd.data<double>()[s] = 1.0 / std::sqrt(variance_.data<double>()[s] + eps_);
     const std::vector<double> g = gamma.to_vector<double>(), b = beta.to_vector<double>();
     const Rows y{Tensor::empty(x_in.shape(), x_in.dtype()), x.size};
     over_rows(x.size, [&](int64_t row) {
@@ -108,7 +129,8 @@ class ChannelNormFn final : public Function {
   }
 
   // With s1 = sum dy and s2 = sum dy (x - mean) of a row, and M values a set:
-  //   dx = rstd (gamma dy - A - xhat B),  A = sum gamma s1 / M,  B = sum gamma s2 rstd / M  (both 0 with fixed statistics)
+  //   dx = rstd (gamma dy - A - xhat B),  A = sum gamma s1 / M,  B = sum gamma s2 rstd / M  (both 0
+  //   with fixed statistics)
   Tensors backward(const Tensors& dout) override {
     const auto [x_saved, gamma, rstd_saved] = saved<3>();
     const Tensor rstd = rstd_saved;
@@ -116,8 +138,11 @@ class ChannelNormFn final : public Function {
     const Rows x{x_saved, size}, dy{dout[0].to(x_saved.dtype()).contiguous(), size};
     const std::vector<double> g = gamma.to_vector<double>();
     std::vector<std::array<double, 2>> sums(static_cast<size_t>(batch_ * channels_));
-    over_rows(size, [&](int64_t row) { sums[static_cast<size_t>(row)] = gradient_sums(dy, x, row, mean_.data<double>()[set_of(row)]); });
-    std::vector<double> dgamma(g.size()), dbeta(g.size()), a(static_cast<size_t>(sets_)), b(static_cast<size_t>(sets_));
+    over_rows(size, [&](int64_t row) {
+      sums[static_cast<size_t>(row)] = gradient_sums(dy, x, row, mean_.data<double>()[set_of(row)]);
+    });
+    std::vector<double> dgamma(g.size()), dbeta(g.size()), a(static_cast<size_t>(sets_)),
+        b(static_cast<size_t>(sets_));
     for (int64_t row = 0; row < batch_ * channels_; ++row) {
       const auto c = static_cast<size_t>(row % channels_), s = static_cast<size_t>(set_of(row));
       const auto [s1, s2] = sums[static_cast<size_t>(row)];
@@ -137,7 +162,8 @@ class ChannelNormFn final : public Function {
         norm_gradient(dx, dy, x, row, mean_.data<double>()[s], r * g[c], -r * r * b[s], -r * a[s]);
       });
     }
-    return {dx.values, Tensor::from(dgamma, gamma.shape()).to(gamma.dtype()), Tensor::from(dbeta, gamma.shape()).to(gamma.dtype())};
+    return {dx.values, Tensor::from(dgamma, gamma.shape()).to(gamma.dtype()),
+            Tensor::from(dbeta, gamma.shape()).to(gamma.dtype())};
   }
 
  private:
@@ -147,21 +173,27 @@ class ChannelNormFn final : public Function {
   }
   template <typename F>
   void over_rows(int64_t size, F&& f) const {
-    parallel_for(0, batch_ * channels_, std::max<int64_t>(1, 16384 / size), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) f(row);
-    });
+    parallel_for(0, batch_ * channels_, std::max<int64_t>(1, 16384 / size),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t row = begin; row < end; ++row) f(row);
+                 });
   }
-  // Two passes: the mean first, then the squares about it. Rows add up in order, whatever the threads.
+  // Two passes: the mean first, then the squares about it. Rows add up in order, whatever the
+  // threads.
   void measure(const Rows& x) {
     mean_ = Tensor::zeros({sets_}, Dtype::f64);
     variance_ = Tensor::zeros({sets_}, Dtype::f64);
     std::vector<double> part(static_cast<size_t>(batch_ * channels_));
     const auto gather = [&](const Tensor& into) {
-      for (int64_t row = 0; row < batch_ * channels_; ++row) into.data<double>()[set_of(row)] += part[static_cast<size_t>(row)] / static_cast<double>(set_size_);
+      for (int64_t row = 0; row < batch_ * channels_; ++row)
+        into.data<double>()[set_of(row)] +=
+            part[static_cast<size_t>(row)] / static_cast<double>(set_size_);
     };
     over_rows(x.size, [&](int64_t row) { part[static_cast<size_t>(row)] = total(x, row); });
     gather(mean_);
-    over_rows(x.size, [&](int64_t row) { part[static_cast<size_t>(row)] = squares(x, row, mean_.data<double>()[set_of(row)]); });
+    over_rows(x.size, [&](int64_t row) {
+      part[static_cast<size_t>(row)] = squares(x, row, mean_.data<double>()[set_of(row)]);
+    });
     gather(variance_);
   }
 
@@ -174,30 +206,37 @@ class ChannelNormFn final : public Function {
 
 }  // namespace
 
-Variable group_norm(const Variable& x, const Variable& gamma, const Variable& beta, int64_t groups, double eps) {
+Variable group_norm(const Variable& x, const Variable& gamma, const Variable& beta, int64_t groups,
+                    double eps) {
   FOVEA_CHECK(groups >= 1, "group_norm: expected at least one group, found ", groups);
   return record(make<ChannelNormFn>(groups, eps), x, gamma, beta);
 }
 
-Variable batch_norm(const Variable& x, const Variable& gamma, const Variable& beta, double eps, ChannelStatistics* statistics) {
+Variable batch_norm(const Variable& x, const Variable& gamma, const Variable& beta, double eps,
+                    ChannelStatistics* statistics) {
   const auto fn = make<ChannelNormFn>(int64_t{0}, eps);
   const Variable y = record(fn, x, gamma, beta);
   if (statistics != nullptr) *statistics = {fn->mean(), fn->variance(), fn->set_size()};
   return y;
 }
 
-Variable batch_norm_fixed(const Variable& x, const Variable& gamma, const Variable& beta, const Tensor& mean, const Tensor& variance, double eps) {
+Variable batch_norm_fixed(const Variable& x, const Variable& gamma, const Variable& beta,
+                          const Tensor& mean, const Tensor& variance, double eps) {
   return record(make<ChannelNormFn>(mean, variance, eps), x, gamma, beta);
 }
 
 GroupNorm::GroupNorm(int64_t groups, int64_t channels, double eps) : groups_(groups), eps_(eps) {
-  FOVEA_CHECK(groups >= 1 && channels >= 1 && channels % groups == 0, "group_norm: ", groups, " groups do not divide ", channels, " channels");
+  FOVEA_CHECK(groups >= 1 && channels >= 1 && channels % groups == 0, "group_norm: ", groups,
+              " groups do not divide ", channels, " channels");
   weight = declare("weight", {channels}, Init::ones());
   bias = declare("bias", {channels}, Init::zeros());
 }
 
 BatchNorm2d::BatchNorm2d(int64_t channels, double eps, double momentum)
-    : running_mean(Tensor::zeros({channels})), running_variance(Tensor::full({channels}, 1.0)), eps_(eps), momentum_(momentum) {
+    : running_mean(Tensor::zeros({channels})),
+      running_variance(Tensor::full({channels}, 1.0)),
+      eps_(eps),
+      momentum_(momentum) {
   weight = declare("weight", {channels}, Init::ones());
   bias = declare("bias", {channels}, Init::zeros());
   declare_buffer("running_mean", running_mean);
@@ -208,16 +247,21 @@ Variable BatchNorm2d::forward(const Variable& x) {
   FOVEA_CHECK(x.value().rank() == 4, "batch_norm2d: expected x [B, C, H, W], found ", x.shape());
   if (!training()) return batch_norm_fixed(x, weight, bias, running_mean, running_variance, eps_);
   ChannelStatistics batch;
-  FOVEA_CHECK(x.value().numel() > x.dim(1), "batch_norm2d: in training a channel needs more than one value for its variance, found x ", x.shape());
+  FOVEA_CHECK(
+      x.value().numel() > x.dim(1),
+      "batch_norm2d: in training a channel needs more than one value for its variance, found x ",
+      x.shape());
   const Variable y = batch_norm(x, weight, bias, eps_, &batch);
   if (!grad_enabled()) return y;
   const auto move = [&](const Tensor& running, const Tensor& found, double factor) {
     std::vector<double> values = running.to_vector<double>();
-    for (size_t c = 0; c < values.size(); ++c) values[c] += momentum_ * (found.data<double>()[c] * factor - values[c]);
+    for (size_t c = 0; c < values.size(); ++c)
+      values[c] += momentum_ * (found.data<double>()[c] * factor - values[c]);
     running.copy_(Tensor::from(values, running.shape()));
   };
   move(running_mean, batch.mean, 1.0);
-  move(running_variance, batch.variance, static_cast<double>(batch.count) / static_cast<double>(batch.count - 1));
+  move(running_variance, batch.variance,
+       static_cast<double>(batch.count) / static_cast<double>(batch.count - 1));
   return y;
 }
 

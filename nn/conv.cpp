@@ -36,30 +36,44 @@ class ConvFn final : public Function {
 };
 
 void check(const char* layer, int64_t in, int64_t out, int64_t kernel, const ConvOptions& o) {
-  FOVEA_CHECK(in >= 1 && out >= 1 && kernel >= 1 && o.stride >= 1 && o.dilation >= 1 && o.padding >= 0 && o.groups >= 1, layer,
-              ": sizes, stride, dilation and groups must be positive and padding not negative; found in ", in, ", out ", out, ", kernel ", kernel, ", stride ",
-              o.stride, ", dilation ", o.dilation, ", padding ", o.padding, ", groups ", o.groups);
-  FOVEA_CHECK(in % o.groups == 0 && out % o.groups == 0, layer, ": ", o.groups, " groups do not divide ", in, " input and ", out, " output channels");
+  FOVEA_CHECK(
+      in >= 1 && out >= 1 && kernel >= 1 && o.stride >= 1 && o.dilation >= 1 && o.padding >= 0 &&
+          o.groups >= 1,
+      layer,
+      ": sizes, stride, dilation and groups must be positive and padding not negative; found in ",
+      in, ", out ", out, ", kernel ", kernel, ", stride ", o.stride, ", dilation ", o.dilation,
+      ", padding ", o.padding, ", groups ", o.groups);
+  FOVEA_CHECK(in % o.groups == 0 && out % o.groups == 0, layer, ": ", o.groups,
+              " groups do not divide ", in, " input and ", out, " output channels");
 }
 
-Init fan_in(int64_t weights) { return Init::uniform(1.0 / std::sqrt(static_cast<double>(weights))); }
+Init fan_in(int64_t weights) {
+  return Init::uniform(1.0 / std::sqrt(static_cast<double>(weights)));
+}
 
 }  // namespace
 
-Variable conv2d(const Variable& x, const Variable& weight, const Variable& bias, const ConvGeometry& geometry) {
+Variable conv2d(const Variable& x, const Variable& weight, const Variable& bias,
+                const ConvGeometry& geometry) {
   return record(make<ConvFn>(geometry), x, weight, bias);
 }
 
 Conv2d::Conv2d(int64_t in, int64_t out, int64_t kernel, const ConvOptions& o) {
   check("conv2d", in, out, kernel, o);
-  geometry_ = {{o.stride, o.stride}, {o.dilation, o.dilation}, {o.padding, o.padding}, {o.padding, o.padding}, o.groups};
-  weight = declare("weight", {out, in / o.groups, kernel, kernel}, fan_in(in / o.groups * kernel * kernel));
+  geometry_ = {{o.stride, o.stride},
+               {o.dilation, o.dilation},
+               {o.padding, o.padding},
+               {o.padding, o.padding},
+               o.groups};
+  weight = declare("weight", {out, in / o.groups, kernel, kernel},
+                   fan_in(in / o.groups * kernel * kernel));
   if (o.bias) bias = declare("bias", {out}, Init::zeros());
 }
 
 Conv1d::Conv1d(int64_t in, int64_t out, int64_t kernel, const ConvOptions& o, bool causal) {
   check("conv1d", in, out, kernel, o);
-  FOVEA_CHECK(!causal || o.padding == 0, "conv1d: a causal convolution sets its own padding, found ", o.padding);
+  FOVEA_CHECK(!causal || o.padding == 0,
+              "conv1d: a causal convolution sets its own padding, found ", o.padding);
   const int64_t before = causal ? (kernel - 1) * o.dilation : o.padding;
   geometry_ = {{1, o.stride}, {1, o.dilation}, {0, before}, {0, causal ? 0 : o.padding}, o.groups};
   weight = declare("weight", {out, in / o.groups, kernel}, fan_in(in / o.groups * kernel));
@@ -68,7 +82,9 @@ Conv1d::Conv1d(int64_t in, int64_t out, int64_t kernel, const ConvOptions& o, bo
 
 Variable Conv1d::forward(const Variable& x) const {
   FOVEA_CHECK(x.value().rank() == 3, "conv1d: expected x [B, C, N], found ", x.shape());
-  const Variable y = conv2d(reshape(x, {x.dim(0), x.dim(1), 1, x.dim(2)}), reshape(weight, {weight.dim(0), weight.dim(1), 1, weight.dim(2)}), bias, geometry_);
+  const Variable y =
+      conv2d(reshape(x, {x.dim(0), x.dim(1), 1, x.dim(2)}),
+             reshape(weight, {weight.dim(0), weight.dim(1), 1, weight.dim(2)}), bias, geometry_);
   return reshape(y, {y.dim(0), y.dim(1), y.dim(3)});
 }
 

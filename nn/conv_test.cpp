@@ -33,7 +33,8 @@ TEST(Conv, Gradients) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name);
     gradcheck([&](const Variables& in) { return conv2d(in[0], in[1], in[2], c.geometry); },
-              {Variable(random_tensor(c.x, "x"), true), Variable(random_tensor(c.w, "w"), true), Variable(random_tensor({c.w[0]}, "b"), true)});
+              {Variable(random_tensor(c.x, "x"), true), Variable(random_tensor(c.w, "w"), true),
+               Variable(random_tensor({c.w[0]}, "b"), true)});
   }
 }
 
@@ -41,7 +42,8 @@ TEST(Conv, LowerPrecisionFollowsTheDefinition) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name);
     // values that bf16 holds exactly
-    const Tensor x = random_tensor(c.x, "x", Dtype::bf16), w = random_tensor(c.w, "w", Dtype::bf16), b = random_tensor({c.w[0]}, "b", Dtype::bf16);
+    const Tensor x = random_tensor(c.x, "x", Dtype::bf16), w = random_tensor(c.w, "w", Dtype::bf16),
+                 b = random_tensor({c.w[0]}, "b", Dtype::bf16);
     const auto run = [&](Dtype compute, Dtype master) {
       const Variable vx(x.to(compute), true), vw(w.to(master), true), vb(b.to(master), true);
       const Variable y = conv2d(vx, vw, vb, c.geometry);
@@ -50,7 +52,8 @@ TEST(Conv, LowerPrecisionFollowsTheDefinition) {
       EXPECT_EQ(vw.grad().dtype(), master);
       return Tensors{y.value(), vx.grad(), vw.grad(), vb.grad()};
     };
-    const Tensors reference = run(Dtype::f64, Dtype::f64), single = run(Dtype::f32, Dtype::f32), half = run(Dtype::bf16, Dtype::f32);
+    const Tensors reference = run(Dtype::f64, Dtype::f64), single = run(Dtype::f32, Dtype::f32),
+                  half = run(Dtype::bf16, Dtype::f32);
     for (size_t i = 0; i < reference.size(); ++i) {
       EXPECT_LT(relative_error(single[i], reference[i]), 1e-5) << i;
       EXPECT_LT(relative_error(half[i], reference[i]), 1e-2) << i;
@@ -74,11 +77,19 @@ TEST(Conv, AChannelWithADeltaKernelShifts) {
 
 TEST(Conv, ShapesThatDoNotFitAreNamed) {
   Conv2d layer(3, 4, 3);
-  EXPECT_NE(error_of([&] { layer.forward(Variable(Tensor::zeros({1, 2, 8, 8}))); }).find("x is [1, 2, 8, 8] and the weight [4, 3, 3, 3] in 1 groups"), std::string::npos);
-  EXPECT_NE(error_of([&] { layer.forward(Variable(Tensor::zeros({1, 3, 2, 8}))); }).find("a kernel that spans 3 does not fit into 2"), std::string::npos);
-  EXPECT_NE(error_of([] { Conv2d(3, 4, 3, {.groups = 2}); }).find("2 groups do not divide 3 input"), std::string::npos);
+  EXPECT_NE(error_of([&] {
+              layer.forward(Variable(Tensor::zeros({1, 2, 8, 8})));
+            }).find("x is [1, 2, 8, 8] and the weight [4, 3, 3, 3] in 1 groups"),
+            std::string::npos);
+  EXPECT_NE(error_of([&] {
+              layer.forward(Variable(Tensor::zeros({1, 3, 2, 8})));
+            }).find("a kernel that spans 3 does not fit into 2"),
+            std::string::npos);
+  EXPECT_NE(error_of([] { Conv2d(3, 4, 3, {.groups = 2}); }).find("2 groups do not divide 3 input"),
+            std::string::npos);
   EXPECT_NE(error_of([] { Conv1d(3, 4, 0); }).find("kernel 0"), std::string::npos);
-  EXPECT_NE(error_of([] { Conv1d(3, 4, 3, {.padding = 1}, true); }).find("sets its own padding"), std::string::npos);
+  EXPECT_NE(error_of([] { Conv1d(3, 4, 3, {.padding = 1}, true); }).find("sets its own padding"),
+            std::string::npos);
 }
 
 }  // namespace

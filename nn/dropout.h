@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Dropout (Srivastava et al. 2014) and DropPath (1603.09382). Masks are functions of (seed, owner's path, step, sample,
-// element): nothing is stored, and a split of the batch over micro-batches or ranks draws the same ones.
+// Dropout (Srivastava et al. 2014) and DropPath (1603.09382). Masks are functions of (seed, owner's
+// path, step, sample, element): nothing is stored, and a split of the batch over micro-batches or
+// ranks draws the same ones.
 
 #include "nn/module.h"
 
 namespace fovea::nn {
 
-// x * keep / (1 - rate), keep drawn per element; axis 0 is the sample. x itself when rate is 0 or outside training.
+// x * keep / (1 - rate), keep drawn per element; axis 0 is the sample. x itself when rate is 0 or
+// outside training.
 Variable dropout(const Variable& x, double rate, const Module& owner);
 // The same drawn per sample.
 Variable drop_path(const Variable& x, double rate, const Module& owner);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// GPT: token (and position) embedding, pre-norm blocks, final norm, output head (tied to the embedding or its own).
-// Radford et al. 2019 with options for RMSNorm, SwiGLU, GQA and rotary positions (the last two belong to the mixer).
+// GPT: token (and position) embedding, pre-norm blocks, final norm, output head (tied to the
+// embedding or its own). Radford et al. 2019 with options for RMSNorm, SwiGLU, GQA and rotary
+// positions (the last two belong to the mixer).
 
 #include <memory>
 #include <string>
@@ -12,8 +13,9 @@
 namespace fovea::nn {
 
 struct GptOptions : TransformerOptions {
-  int64_t context = 256;              // longest sequence, in tokens
-  std::string positions = "learned";  // learned | sinusoidal | none (the mixer brings its own: RoPE, ALiBi)
+  int64_t context = 256;  // longest sequence, in tokens
+  std::string positions =
+      "learned";  // learned | sinusoidal | none (the mixer brings its own: RoPE, ALiBi)
   bool tied_head = true;
 
   void describe(config::Fields& f) override;
@@ -31,14 +33,16 @@ class Gpt : public Module {
   // Throws when context, vocabulary or a size does not fit.
   Gpt(const GptOptions& options, int64_t vocab, const MixerFactory& mixer);
 
-  // ids i64 [B, N], N <= context -> logits [B, N, vocab] in the compute dtype. documents: i32 [B, N] or absent.
+  // ids i64 [B, N], N <= context -> logits [B, N, vocab] in the compute dtype. documents: i32 [B,
+  // N] or absent.
   Variable forward(const Tensor& ids, const Tensor& documents = Tensor());
 
   GptState make_state(int64_t batch, int64_t max_tokens) const;
   // ids i64 [B, n], the next n tokens -> f32 logits [B, vocab] after the last of them.
   Tensor decode(const Tensor& ids, GptState& state) const;
 
-  // dtype of activations between norms and sublayers: f32 (default), bf16, f64 (all parameters must be f64 then).
+  // dtype of activations between norms and sublayers: f32 (default), bf16, f64 (all parameters must
+  // be f64 then).
   void set_compute(Dtype compute) { compute_ = compute; }
   Dtype compute() const { return compute_; }
   const GptOptions& options() const { return options_; }
@@ -62,7 +66,8 @@ class Gpt : public Module {
   std::unique_ptr<Linear> head_;  // absent when tied
 };
 
-// Rows of sin and cos (1706.03762 section 3.5): [positions, dim], column 2t sin(p / 10000^(2t/dim)), 2t+1 cos.
+// Rows of sin and cos (1706.03762 section 3.5): [positions, dim], column 2t sin(p /
+// 10000^(2t/dim)), 2t+1 cos.
 Tensor sinusoidal_positions(int64_t positions, int64_t dim);
 
 }  // namespace fovea::nn

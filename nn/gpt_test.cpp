@@ -25,10 +25,12 @@ class MeanMixer final : public Mixer {
     const Tensor weights = Tensor::zeros({n, n});
     for (int64_t i = 0; i < n; ++i) {
       const int64_t seen = context.causal ? i + 1 : n;
-      for (int64_t j = 0; j < seen; ++j) weights.data<float>()[i * n + j] = 1.0f / static_cast<float>(seen);
+      for (int64_t j = 0; j < seen; ++j)
+        weights.data<float>()[i * n + j] = 1.0f / static_cast<float>(seen);
     }
     // (A x)^T = x^T A^T: fold the batch by working on [B, C, N] x [N, N]
-    const Variable mixed = matmul(reshape(transpose(x, 1, 2), {x.dim(0) * x.dim(2), n}), Variable(weights.transpose(0, 1).contiguous().to(x.dtype())));
+    const Variable mixed = matmul(reshape(transpose(x, 1, 2), {x.dim(0) * x.dim(2), n}),
+                                  Variable(weights.transpose(0, 1).contiguous().to(x.dtype())));
     return linear_.forward(transpose(reshape(mixed, {x.dim(0), x.dim(2), n}), 1, 2));
   }
 
@@ -37,7 +39,9 @@ class MeanMixer final : public Mixer {
     int64_t tokens = 0;
     int64_t bytes() const override { return sum.defined() ? sum.bytes() : 0; }
   };
-  std::unique_ptr<MixerState> make_state(int64_t, int64_t) override { return std::make_unique<State>(); }
+  std::unique_ptr<MixerState> make_state(int64_t, int64_t) override {
+    return std::make_unique<State>();
+  }
   Tensor decode(const Tensor& x, MixerState& state) override {
     auto& s = static_cast<State&>(state);
     const Tensor out = Tensor::empty_like(x);
@@ -56,7 +60,9 @@ class MeanMixer final : public Mixer {
   Linear linear_;
 };
 
-const MixerFactory kMean = [](int64_t channels, int64_t, int64_t) { return std::make_unique<MeanMixer>(channels); };
+const MixerFactory kMean = [](int64_t channels, int64_t, int64_t) {
+  return std::make_unique<MeanMixer>(channels);
+};
 
 GptOptions tiny() {
   GptOptions options;
@@ -66,7 +72,9 @@ GptOptions tiny() {
   return options;
 }
 
-Tensor ids(const std::vector<int64_t>& values, const Shape& shape) { return Tensor::from(values, shape); }
+Tensor ids(const std::vector<int64_t>& values, const Shape& shape) {
+  return Tensor::from(values, shape);
+}
 
 std::string message_of(const std::function<void()>& f) {
   try {
@@ -115,9 +123,13 @@ TEST(Gpt, DecodingTokenByTokenEqualsTheFullPass) {
     for (int64_t t = 2; t < 6; ++t) {
       if (t > 2) step = gpt.decode(tokens.slice(1, t, t + 1).contiguous(), state);
       const auto want = full.select(1, t).to_vector<float>(), got = step.to_vector<float>();
-      for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-6) << positions << " token " << t;
+      for (size_t i = 0; i < want.size(); ++i)
+        EXPECT_NEAR(got[i], want[i], 1e-6) << positions << " token " << t;
     }
-    EXPECT_NE(message_of([&] { gpt.decode(ids({1, 1}, {2, 1}), state); }).find("capacity of 6"), std::string::npos);
+    EXPECT_NE(message_of([&] {
+                gpt.decode(ids({1, 1}, {2, 1}), state);
+              }).find("capacity of 6"),
+              std::string::npos);
   }
 }
 
@@ -128,13 +140,15 @@ TEST(Gpt, GradientsOfTheLossAreRight) {
   gpt.initialise(5);
   gpt.to(Dtype::f64);
   gpt.set_compute(Dtype::f64);
-  const Tensor tokens = ids({0, 1, 4, 2, 3, 3, 1, 0}, {2, 4}), targets = ids({1, 4, 2, -100, 3, 1, 0, 2}, {2, 4});
+  const Tensor tokens = ids({0, 1, 4, 2, 3, 3, 1, 0}, {2, 4}),
+               targets = ids({1, 4, 2, -100, 3, 1, 0, 2}, {2, 4});
   Variables leaves;
   for (const auto& p : gpt.parameters()) {
     fill_normal(p.variable.value(), RngKey(7, "test", p.name), 0.0, 0.5);
     leaves.push_back(p.variable);
   }
-  gradcheck([&](const Variables&) { return cross_entropy(gpt.forward(tokens), targets, {}); }, leaves);
+  gradcheck([&](const Variables&) { return cross_entropy(gpt.forward(tokens), targets, {}); },
+            leaves);
 }
 
 TEST(Gpt, RecomputeGivesTheSameBits) {
@@ -160,7 +174,9 @@ TEST(Gpt, RecomputeGivesTheSameBits) {
 TEST(Gpt, BadSizesAreExplained) {
   Gpt gpt(tiny(), 11, kMean);
   gpt.initialise(1);
-  EXPECT_NE(message_of([&] { gpt.forward(Tensor::zeros({1, 7}, Dtype::i64)); }).find("7 tokens, but the model was built for a context of 6"),
+  EXPECT_NE(message_of([&] {
+              gpt.forward(Tensor::zeros({1, 7}, Dtype::i64));
+            }).find("7 tokens, but the model was built for a context of 6"),
             std::string::npos);
   EXPECT_NE(message_of([&] { gpt.forward(ids({1, 11}, {1, 2})); }).find("11"), std::string::npos);
 }
@@ -170,8 +186,12 @@ TEST(Vit, PatchifyIsTheConvolutionWithKernelAndStrideP) {
   for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<float>(i);
   const Tensor patches = patchify(Variable(Tensor::from(pixels, {1, 2, 4, 6})), 2).value();
   EXPECT_EQ(patches.shape(), (Shape{1, 6, 8}));
-  EXPECT_EQ(patches.select(1, 4).to_vector<float>(), (std::vector<float>{14, 15, 20, 21, 38, 39, 44, 45}));
-  EXPECT_NE(message_of([&] { patchify(Variable(Tensor::zeros({1, 1, 5, 4})), 2); }).find("do not divide"), std::string::npos);
+  EXPECT_EQ(patches.select(1, 4).to_vector<float>(),
+            (std::vector<float>{14, 15, 20, 21, 38, 39, 44, 45}));
+  EXPECT_NE(message_of([&] {
+              patchify(Variable(Tensor::zeros({1, 1, 5, 4})), 2);
+            }).find("do not divide"),
+            std::string::npos);
 }
 
 TEST(Vit, GradientsOfTheLossAreRight) {
@@ -187,15 +207,23 @@ TEST(Vit, GradientsOfTheLossAreRight) {
     vit.set_compute(Dtype::f64);
     Variables leaves{Variable(Tensor::empty({2, 1, 4, 4}, Dtype::f64), true)};
     for (const auto& p : vit.parameters()) leaves.push_back(p.variable);
-    for (size_t i = 0; i < leaves.size(); ++i) fill_normal(leaves[i].value(), RngKey(i, "test", pool), 0.0, 0.5);
-    gradcheck([&](const Variables& in) { return cross_entropy(vit.forward(in[0]), ids({2, 0}, {2}), {}); }, leaves);
+    for (size_t i = 0; i < leaves.size(); ++i)
+      fill_normal(leaves[i].value(), RngKey(i, "test", pool), 0.0, 0.5);
+    gradcheck(
+        [&](const Variables& in) {
+          return cross_entropy(vit.forward(in[0]), ids({2, 0}, {2}), {});
+        },
+        leaves);
   }
 }
 
 TEST(Vit, BadSizesAreExplained) {
   VitOptions options;
   options.patch = 5;
-  EXPECT_NE(message_of([&] { Vit(options, 1, 28, 28, 10, kMean); }).find("patches of 5 x 5 pixels do not divide images of 28 x 28"), std::string::npos);
+  EXPECT_NE(message_of([&] {
+              Vit(options, 1, 28, 28, 10, kMean);
+            }).find("patches of 5 x 5 pixels do not divide images of 28 x 28"),
+            std::string::npos);
 }
 
 }  // namespace

@@ -13,10 +13,11 @@ class LinearFn final : public Function {
   const char* name() const override { return "linear"; }
 
   Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-    FOVEA_CHECK(weight.rank() == 2 && x.rank() >= 1 && x.dim(-1) == weight.dim(1), "linear: x is ", x.shape(), " but the weight is ",
-                weight.shape(), " [out, in]; the last axis of x must be in");
-    FOVEA_CHECK(!bias.defined() || bias.shape() == Shape{weight.dim(0)}, "linear: bias is ", bias.shape(), " but the weight is ",
-                weight.shape(), " [out, in]");
+    FOVEA_CHECK(weight.rank() == 2 && x.rank() >= 1 && x.dim(-1) == weight.dim(1), "linear: x is ",
+                x.shape(), " but the weight is ", weight.shape(),
+                " [out, in]; the last axis of x must be in");
+    FOVEA_CHECK(!bias.defined() || bias.shape() == Shape{weight.dim(0)}, "linear: bias is ",
+                bias.shape(), " but the weight is ", weight.shape(), " [out, in]");
     const Tensor w = weight.to(x.dtype());
     weight_dtype_ = weight.dtype();
     save(x, w);

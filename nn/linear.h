@@ -6,9 +6,10 @@
 
 namespace fovea::nn {
 
-// x [..., in], weight [out, in], bias [out] or absent -> [..., out] in x's dtype. Weight and bias are f32 masters: for a
-// bf16 x the weight is rounded to bf16 for the products, which accumulate in f32, and its gradient comes back in f32.
-// Backward: dx = dy W,  dW = dy^T x,  db = sum over rows of dy.
+// x [..., in], weight [out, in], bias [out] or absent -> [..., out] in x's dtype. Weight and bias
+// are f32 masters: for a bf16 x the weight is rounded to bf16 for the products, which accumulate in
+// f32, and its gradient comes back in f32. Backward: dx = dy W,  dW = dy^T x,  db = sum over rows
+// of dy.
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias);
 
 class Linear : public Module {

@@ -15,10 +15,13 @@ TEST(Linear, GradientsMatchCentralDifferences) {
     fill_normal(value, RngKey(1, "test", name));
     return Variable(value, true);
   };
-  gradcheck([](const Variables& in) { return linear(in[0], in[1], in[2]); }, {leaf({2, 3, 5}, "x"), leaf({4, 5}, "w"), leaf({4}, "b")});
-  gradcheck([](const Variables& in) { return linear(in[0], in[1], Variable()); }, {leaf({7, 5}, "x"), leaf({1, 5}, "w")});
+  gradcheck([](const Variables& in) { return linear(in[0], in[1], in[2]); },
+            {leaf({2, 3, 5}, "x"), leaf({4, 5}, "w"), leaf({4}, "b")});
+  gradcheck([](const Variables& in) { return linear(in[0], in[1], Variable()); },
+            {leaf({7, 5}, "x"), leaf({1, 5}, "w")});
   // a strided input
-  gradcheck([](const Variables& in) { return linear(transpose(in[0], 0, 1), in[1], Variable()); }, {leaf({5, 3}, "x"), leaf({2, 5}, "w")});
+  gradcheck([](const Variables& in) { return linear(transpose(in[0], 0, 1), in[1], Variable()); },
+            {leaf({5, 3}, "x"), leaf({2, 5}, "w")});
 }
 
 TEST(Linear, Bf16ComputesInBf16AndReturnsF32WeightGradients) {
@@ -28,7 +31,8 @@ TEST(Linear, Bf16ComputesInBf16AndReturnsF32WeightGradients) {
   fill_normal(x, RngKey(2, "test", "x"));
   const Variable out = layer.forward(Variable(x.to(Dtype::bf16)));
   EXPECT_EQ(out.dtype(), Dtype::bf16);
-  const auto exact = layer.forward(Variable(x)).value().to_vector<float>(), rounded = out.value().to_vector<float>();
+  const auto exact = layer.forward(Variable(x)).value().to_vector<float>(),
+             rounded = out.value().to_vector<float>();
   for (size_t i = 0; i < exact.size(); ++i) EXPECT_NEAR(rounded[i], exact[i], 0.02 * 0.02 * 33);
   sum_all(cast(out, Dtype::f32)).backward();
   EXPECT_EQ(layer.weight.grad().dtype(), Dtype::f32);
@@ -41,7 +45,9 @@ TEST(Linear, ShapesThatDoNotFitAreNamed) {
     layer.forward(Variable(Tensor::zeros({3, 5})));
     FAIL() << "accepted x [3, 5] with weight [2, 4]";
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "linear: x is [3, 5] but the weight is [2, 4] [out, in]; the last axis of x must be in");
+    EXPECT_STREQ(
+        error.what(),
+        "linear: x is [3, 5] but the weight is [2, 4] [out, in]; the last axis of x must be in");
   }
 }
 

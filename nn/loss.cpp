@@ -11,7 +11,9 @@
 namespace fovea::nn {
 namespace {
 
-void* row_of(const Tensor& rows, int64_t r) { return static_cast<char*>(rows.raw()) + r * rows.dim(1) * size_of(rows.dtype()); }
+void* row_of(const Tensor& rows, int64_t r) {
+  return static_cast<char*>(rows.raw()) + r * rows.dim(1) * size_of(rows.dtype());
+}
 
 double log_sum_exp_f64(const double* l, int64_t count, double& total) {
   double largest = -INFINITY, mass = 0.0;
@@ -27,16 +29,20 @@ double log_sum_exp_f64(const double* l, int64_t count, double& total) {
 double element(const Tensor& rows, int64_t r, int64_t j) {
   const int64_t at = r * rows.dim(1) + j;
   switch (rows.dtype()) {
-    case Dtype::f64: return rows.data<double>()[at];
-    case Dtype::bf16: return static_cast<double>(rows.data<bf16>()[at]);
-    default: return static_cast<double>(rows.data<float>()[at]);
+    case Dtype::f64:
+      return rows.data<double>()[at];
+    case Dtype::bf16:
+      return static_cast<double>(rows.data<bf16>()[at]);
+    default:
+      return static_cast<double>(rows.data<float>()[at]);
   }
 }
 
 class CrossEntropyFn final : public Function {
  public:
   // targets: i64 [R], or f32 [R, V] when soft
-  CrossEntropyFn(const Tensor& targets, const CrossEntropyOptions& options, bool soft) : targets_(targets), options_(options), soft_(soft) {}
+  CrossEntropyFn(const Tensor& targets, const CrossEntropyOptions& options, bool soft)
+      : targets_(targets), options_(options), soft_(soft) {}
   const char* name() const override { return "cross_entropy"; }
 
   Tensor forward(const Tensor& logits) {
@@ -44,46 +50,55 @@ class CrossEntropyFn final : public Function {
     const int64_t v = logits.dim(-1);
     const Tensor rows = logits.reshape({-1, v}).contiguous();
     const int64_t count = rows.dim(0);
-    FOVEA_CHECK(targets_.numel() == (soft_ ? count * v : count), "cross_entropy: logits are ", logits.shape(), " but targets are ", targets_.shape());
-    const Tensor lse = Tensor::zeros({count}, Dtype::f64), loss = Tensor::zeros({count}, Dtype::f64);
+    FOVEA_CHECK(targets_.numel() == (soft_ ? count * v : count), "cross_entropy: logits are ",
+                logits.shape(), " but targets are ", targets_.shape());
+    const Tensor lse = Tensor::zeros({count}, Dtype::f64),
+                 loss = Tensor::zeros({count}, Dtype::f64);
     scored_ = 0;
     for (int64_t r = 0; r < count && !soft_; ++r) {
       const int64_t label = targets_.data<int64_t>()[r];
-      FOVEA_CHECK(label == options_.ignore_index || (label >= 0 && label < v), "cross_entropy: row ", r, " has label ", label, ", outside the ", v, " classes");
+      FOVEA_CHECK(label == options_.ignore_index || (label >= 0 && label < v),
+                  "cross_entropy: row ", r, " has label ", label, ", outside the ", v, " classes");
       scored_ += label != options_.ignore_index;
     }
     if (soft_) scored_ = count;
     const double e = options_.label_smoothing;
-    parallel_for(0, count, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, v)), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        if (ignored(r)) continue;
-        double total = 0.0, z = 0.0;
-        if (rows.dtype() == Dtype::f64) {
-          z = log_sum_exp_f64(rows.data<double>() + r * v, v, total);
-        } else {
-          float sum = 0.0f;
-          z = static_cast<double>(FOVEA_SIMD_CALL(row_log_sum_exp, row_of(rows, r), rows.dtype(), v, e > 0.0 ? &sum : nullptr));
-          total = static_cast<double>(sum);
-        }
-        double hit = 0.0, mass = 1.0;
-        if (soft_) {
-          mass = 0.0;
-          const float* t = targets_.data<float>() + r * v;
-          for (int64_t j = 0; j < v; ++j) {
-            mass += static_cast<double>(t[j]);
-            hit += static_cast<double>(t[j]) * element(rows, r, j);
+    parallel_for(
+        0, count, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, v)),
+        [&](int64_t begin, int64_t end) {
+          for (int64_t r = begin; r < end; ++r) {
+            if (ignored(r)) continue;
+            double total = 0.0, z = 0.0;
+            if (rows.dtype() == Dtype::f64) {
+              z = log_sum_exp_f64(rows.data<double>() + r * v, v, total);
+            } else {
+              float sum = 0.0f;
+              z = static_cast<double>(FOVEA_SIMD_CALL(row_log_sum_exp, row_of(rows, r),
+                                                      rows.dtype(), v, e > 0.0 ? &sum : nullptr));
+              total = static_cast<double>(sum);
+            }
+            double hit = 0.0, mass = 1.0;
+            if (soft_) {
+              mass = 0.0;
+              const float* t = targets_.data<float>() + r * v;
+              for (int64_t j = 0; j < v; ++j) {
+                mass += static_cast<double>(t[j]);
+                hit += static_cast<double>(t[j]) * element(rows, r, j);
+              }
+            } else {
+              hit = element(rows, r, targets_.data<int64_t>()[r]);
+            }
+            lse.data<double>()[r] = z;
+            loss.data<double>()[r] = (1.0 - e) * (z * mass - hit) +
+                                     (e > 0.0 ? e * (z - total / static_cast<double>(v)) : 0.0) +
+                                     options_.z_loss * z * z;
           }
-        } else {
-          hit = element(rows, r, targets_.data<int64_t>()[r]);
-        }
-        lse.data<double>()[r] = z;
-        loss.data<double>()[r] = (1.0 - e) * (z * mass - hit) + (e > 0.0 ? e * (z - total / static_cast<double>(v)) : 0.0) + options_.z_loss * z * z;
-      }
-    });
+        });
     double mean = 0.0;
     for (int64_t r = 0; r < count; ++r) mean += loss.data<double>()[r];
     save(rows, lse);
-    return Tensor::full({}, scored_ > 0 ? mean / static_cast<double>(scored_) : 0.0, logits.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32);
+    return Tensor::full({}, scored_ > 0 ? mean / static_cast<double>(scored_) : 0.0,
+                        logits.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32);
   }
 
   Tensors backward(const Tensors& dout) override {
@@ -92,46 +107,62 @@ class CrossEntropyFn final : public Function {
     const int64_t count = rows.dim(0), v = rows.dim(1);
     const Tensor d = Tensor::empty(rows.shape(), rows.dtype());
     const bool stream = d.bytes() > kCacheBytes;
-    const double g = scored_ > 0 ? dout[0].item() / static_cast<double>(scored_) : 0.0, e = options_.label_smoothing;
-    parallel_for(0, count, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, v)), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        if (ignored(r)) {
-          std::memset(row_of(d, r), 0, static_cast<size_t>(v * size_of(d.dtype())));
-          continue;
-        }
-        const double z = lse.data<double>()[r];
-        double mass = 1.0;
-        if (soft_) {
-          mass = 0.0;
-          for (int64_t j = 0; j < v; ++j) mass += static_cast<double>(targets_.data<float>()[r * v + j]);
-        }
-        // dl_j = p_j (mass (1 - e) + e + 2 z_loss z) - e / V - (1 - e) t_j
-        const double scale = g * ((1.0 - e) * mass + e + 2.0 * options_.z_loss * z), shift = -g * e / static_cast<double>(v);
-        if (rows.dtype() == Dtype::f64) {
-          for (int64_t j = 0; j < v; ++j) d.data<double>()[r * v + j] = scale * std::exp(rows.data<double>()[r * v + j] - z) + shift;
-        } else {
-          FOVEA_SIMD_CALL(row_softmax_gradient, row_of(d, r), row_of(rows, r), rows.dtype(), v, static_cast<float>(z), static_cast<float>(scale), static_cast<float>(shift), stream);
-        }
-        const auto hit = [&](int64_t j, double t) {
-          const double value = scale * std::exp(element(rows, r, j) - z) + shift - g * (1.0 - e) * t;
-          if (rows.dtype() == Dtype::f64) d.data<double>()[r * v + j] = value;
-          else if (rows.dtype() == Dtype::bf16) d.data<bf16>()[r * v + j] = bf16(static_cast<float>(value));
-          else d.data<float>()[r * v + j] = static_cast<float>(value);
-        };
-        if (!soft_) {
-          hit(targets_.data<int64_t>()[r], 1.0);
-        } else {
-          for (int64_t j = 0; j < v; ++j) {
-            if (targets_.data<float>()[r * v + j] != 0.0f) hit(j, static_cast<double>(targets_.data<float>()[r * v + j]));
-          }
-        }
-      }
-    });
+    const double g = scored_ > 0 ? dout[0].item() / static_cast<double>(scored_) : 0.0,
+                 e = options_.label_smoothing;
+    parallel_for(0, count, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, v)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t r = begin; r < end; ++r) {
+                     if (ignored(r)) {
+                       std::memset(row_of(d, r), 0, static_cast<size_t>(v * size_of(d.dtype())));
+                       continue;
+                     }
+                     const double z = lse.data<double>()[r];
+                     double mass = 1.0;
+                     if (soft_) {
+                       mass = 0.0;
+                       for (int64_t j = 0; j < v; ++j)
+                         mass += static_cast<double>(targets_.data<float>()[r * v + j]);
+                     }
+                     // dl_j = p_j (mass (1 - e) + e + 2 z_loss z) - e / V - (1 - e) t_j
+                     const double scale = g * ((1.0 - e) * mass + e + 2.0 * options_.z_loss * z),
+                                  shift = -g * e / static_cast<double>(v);
+                     if (rows.dtype() == Dtype::f64) {
+                       for (int64_t j = 0; j < v; ++j)
+                         d.data<double>()[r * v + j] =
+                             scale * std::exp(rows.data<double>()[r * v + j] - z) + shift;
+                     } else {
+                       FOVEA_SIMD_CALL(row_softmax_gradient, row_of(d, r), row_of(rows, r),
+                                       rows.dtype(), v, static_cast<float>(z),
+                                       static_cast<float>(scale), static_cast<float>(shift),
+                                       stream);
+                     }
+                     const auto hit = [&](int64_t j, double t) {
+                       const double value =
+                           scale * std::exp(element(rows, r, j) - z) + shift - g * (1.0 - e) * t;
+                       if (rows.dtype() == Dtype::f64)
+                         d.data<double>()[r * v + j] = value;
+                       else if (rows.dtype() == Dtype::bf16)
+                         d.data<bf16>()[r * v + j] = bf16(static_cast<float>(value));
+                       else
+                         d.data<float>()[r * v + j] = static_cast<float>(value);
+                     };
+                     if (!soft_) {
+                       hit(targets_.data<int64_t>()[r], 1.0);
+                     } else {
+                       for (int64_t j = 0; j < v; ++j) {
+                         if (targets_.data<float>()[r * v + j] != 0.0f)
+                           hit(j, static_cast<double>(targets_.data<float>()[r * v + j]));
+                       }
+                     }
+                   }
+                 });
     return {d.view(shape_)};
   }
 
  private:
-  bool ignored(int64_t r) const { return !soft_ && targets_.data<int64_t>()[r] == options_.ignore_index; }
+  bool ignored(int64_t r) const {
+    return !soft_ && targets_.data<int64_t>()[r] == options_.ignore_index;
+  }
 
   Tensor targets_;
   CrossEntropyOptions options_;
@@ -151,11 +182,13 @@ class BceFn final : public Function {
     const std::vector<double> x = logits.to_vector<double>(), t = targets_.to_vector<double>();
     double total = 0.0;
     for (size_t i = 0; i < x.size(); ++i) {
-      FOVEA_CHECK(t[i] >= 0.0 && t[i] <= 1.0, name(), ": target ", i, " is ", t[i], "; expected a probability");
+      FOVEA_CHECK(t[i] >= 0.0 && t[i] <= 1.0, name(), ": target ", i, " is ", t[i],
+                  "; expected a probability");
       total += std::max(x[i], 0.0) - x[i] * t[i] + std::log1p(std::exp(-std::abs(x[i])));
     }
     save(logits);
-    return Tensor::full({}, total / static_cast<double>(x.size()), logits.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32);
+    return Tensor::full({}, total / static_cast<double>(x.size()),
+                        logits.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32);
   }
   Tensors backward(const Tensors& dout) override {
     const auto [logits] = saved<1>();
@@ -174,15 +207,18 @@ class BceFn final : public Function {
 double mean_negative_entropy(const Tensor& targets) {
   double total = 0.0;
   for (double t : targets.to_vector<double>()) total += t > 0.0 ? t * std::log(t) : 0.0;
-  return total * static_cast<double>(targets.dim(-1)) / static_cast<double>(std::max<int64_t>(1, targets.numel()));
+  return total * static_cast<double>(targets.dim(-1)) /
+         static_cast<double>(std::max<int64_t>(1, targets.numel()));
 }
 
 }  // namespace
 
-Variable cross_entropy(const Variable& logits, const Tensor& targets, const CrossEntropyOptions& options) {
+Variable cross_entropy(const Variable& logits, const Tensor& targets,
+                       const CrossEntropyOptions& options) {
   return record(make<CrossEntropyFn>(targets.contiguous(), options, false), logits);
 }
-Variable cross_entropy_soft(const Variable& logits, const Tensor& targets, const CrossEntropyOptions& options) {
+Variable cross_entropy_soft(const Variable& logits, const Tensor& targets,
+                            const CrossEntropyOptions& options) {
   return record(make<CrossEntropyFn>(targets.contiguous(), options, true), logits);
 }
 
@@ -191,7 +227,9 @@ Variable kl_divergence(const Variable& logits, const Tensor& targets) {
   return add(crossed, Variable(Tensor::full({}, mean_negative_entropy(targets), crossed.dtype())));
 }
 
-Variable bce_with_logits(const Variable& logits, const Tensor& targets) { return record(make<BceFn>(targets), logits); }
+Variable bce_with_logits(const Variable& logits, const Tensor& targets) {
+  return record(make<BceFn>(targets), logits);
+}
 
 Variable mse(const Variable& x, const Tensor& target) {
   const Variable difference = sub(x, Variable(target));

@@ -7,6 +7,8 @@ std::unique_ptr<MixerState> Mixer::make_state(int64_t, int64_t) {
   throw Error(concat(path(), ": this kind of mixer has no decode step"));
 }
 
-Tensor Mixer::decode(const Tensor&, MixerState&) { throw Error(concat(path(), ": this kind of mixer has no decode step")); }
+Tensor Mixer::decode(const Tensor&, MixerState&) {
+  throw Error(concat(path(), ": this kind of mixer has no decode step"));
+}
 
 }  // namespace fovea::nn

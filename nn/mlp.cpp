@@ -13,7 +13,8 @@ int64_t Mlp::hidden_channels(int64_t dim, const MlpOptions& options) {
 
 Mlp::Mlp(int64_t dim, const MlpOptions& options, Init down_init)
     : activation_(options.activation),
-      up_(dim, hidden_channels(dim, options) * (options.activation == "swiglu" ? 2 : 1), options.bias),
+      up_(dim, hidden_channels(dim, options) * (options.activation == "swiglu" ? 2 : 1),
+          options.bias),
       down_(hidden_channels(dim, options), dim, options.bias, down_init) {
   if (activation_ != "swiglu") parse_activation(activation_);
   declare("up", up_);
@@ -22,7 +23,8 @@ Mlp::Mlp(int64_t dim, const MlpOptions& options, Init down_init)
 
 Variable Mlp::forward(const Variable& x) const {
   const Variable hidden = up_.forward(x);
-  return down_.forward(activation_ == "swiglu" ? swiglu(hidden) : activate(hidden, parse_activation(activation_)));
+  return down_.forward(activation_ == "swiglu" ? swiglu(hidden)
+                                               : activate(hidden, parse_activation(activation_)));
 }
 
 double Mlp::flops_per_token() const {

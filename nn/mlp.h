@@ -9,10 +9,12 @@
 
 namespace fovea::nn {
 
-// Which f: an Activation by name, or "swiglu" (up makes 2F channels: silu(first half) * second half, 2002.05202 eq. 6).
+// Which f: an Activation by name, or "swiglu" (up makes 2F channels: silu(first half) * second
+// half, 2002.05202 eq. 6).
 struct MlpOptions {
   std::string activation = "gelu_tanh";  // relu | gelu | gelu_tanh | silu | swiglu
-  double ratio = 4.0;                    // hidden channels F = ratio * dim; swiglu: 2/3 of that, up to a multiple of 32
+  double ratio =
+      4.0;  // hidden channels F = ratio * dim; swiglu: 2/3 of that, up to a multiple of 32
   bool bias = true;
 };
 

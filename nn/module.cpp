@@ -6,30 +6,42 @@
 namespace fovea::nn {
 namespace {
 
-std::string join(const std::string& prefix, const std::string& name) { return prefix.empty() ? name : prefix + '.' + name; }
+std::string join(const std::string& prefix, const std::string& name) {
+  return prefix.empty() ? name : prefix + '.' + name;
+}
 
 void fill(const Tensor& value, const Init& init, const RngKey& rng) {
   switch (init.kind) {
-    case Init::Kind::zeros: return value.zero_();
-    case Init::Kind::ones: return value.fill_(1.0);
-    case Init::Kind::normal: return fill_normal(value, rng, 0.0, init.scale);
-    case Init::Kind::uniform: return fill_uniform(value, rng, -init.scale, init.scale);
+    case Init::Kind::zeros:
+      return value.zero_();
+    case Init::Kind::ones:
+      return value.fill_(1.0);
+    case Init::Kind::normal:
+      return fill_normal(value, rng, 0.0, init.scale);
+    case Init::Kind::uniform:
+      return fill_uniform(value, rng, -init.scale, init.scale);
   }
 }
 
 }  // namespace
 
 Variable Module::declare(std::string name, const Shape& shape, Init init) {
-  for (const Parameter& other : parameters_) FOVEA_CHECK(other.name != name, "module: parameter ", name, " declared twice");
+  for (const Parameter& other : parameters_)
+    FOVEA_CHECK(other.name != name, "module: parameter ", name, " declared twice");
   parameters_.push_back({std::move(name), Variable(Tensor::zeros(shape), true), init});
   return parameters_.back().variable;
 }
 
-void Module::declare_buffer(std::string name, Tensor& tensor) { buffers_.push_back({std::move(name), &tensor}); }
+void Module::declare_buffer(std::string name, Tensor& tensor) {
+  buffers_.push_back({std::move(name), &tensor});
+}
 
-void Module::declare(std::string name, Module& child) { children_.push_back({std::move(name), &child}); }
+void Module::declare(std::string name, Module& child) {
+  children_.push_back({std::move(name), &child});
+}
 
-void Module::visit(const std::string& prefix, const std::function<void(const std::string&, Module&)>& f) {
+void Module::visit(const std::string& prefix,
+                   const std::function<void(const std::string&, Module&)>& f) {
   f(prefix, *this);
   for (const Child& child : children_) child.module->visit(join(prefix, child.name), f);
 }

@@ -46,8 +46,8 @@ class Module {
   std::vector<NamedBuffer> buffers();
   int64_t parameter_count() const;
 
-  // Gives every parameter its starting value and tells every module its path. Called once, on the root, before use.
-  // `scale` multiplies the deviation of the normal ones.
+  // Gives every parameter its starting value and tells every module its path. Called once, on the
+  // root, before use. `scale` multiplies the deviation of the normal ones.
   void initialise(uint64_t seed, double scale = 1.0);
   // Dotted path from the root ("" for the root): names random streams and error messages.
   const std::string& path() const { return path_; }
@@ -61,7 +61,8 @@ class Module {
   void to(Dtype dtype);
 
  protected:
-  // A parameter of this module; lives as long as the module. The value is allocated now and filled by initialise().
+  // A parameter of this module; lives as long as the module. The value is allocated now and filled
+  // by initialise().
   Variable declare(std::string name, const Shape& shape, Init init);
   void declare_buffer(std::string name, Tensor& tensor);
   // A child; the caller keeps it alive (a member or a unique_ptr member).

@@ -17,7 +17,9 @@ inline Tensor random_tensor(const Shape& shape, const char* name, Dtype dtype = 
   fill_normal(value, RngKey(1, "test", name));
   return value.to(dtype);
 }
-inline Variable leaf(const Shape& shape, const char* name, Dtype dtype = Dtype::f64) { return Variable(random_tensor(shape, name, dtype), true); }
+inline Variable leaf(const Shape& shape, const char* name, Dtype dtype = Dtype::f64) {
+  return Variable(random_tensor(shape, name, dtype), true);
+}
 
 // ||x - reference|| / ||reference||
 inline double relative_error(const Tensor& x, const Tensor& reference) {

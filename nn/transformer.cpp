@@ -15,17 +15,23 @@ void TransformerOptions::describe(config::Fields& f) {
   f.add("norm", norm, "normalisation before each sublayer", config::one_of({"layer", "rms"}));
   f.add("norm_eps", norm_eps, "added to the variance", config::positive());
   f.add("bias", bias, "biases in linear layers and LayerNorm");
-  f.add("mlp", mlp, "activation of the feed-forward half", config::one_of({"relu", "gelu", "gelu_tanh", "silu", "swiglu"}));
-  f.add("mlp_ratio", mlp_ratio, "hidden channels per channel (swiglu: 2/3 of it)", config::positive());
+  f.add("mlp", mlp, "activation of the feed-forward half",
+        config::one_of({"relu", "gelu", "gelu_tanh", "silu", "swiglu"}));
+  f.add("mlp_ratio", mlp_ratio, "hidden channels per channel (swiglu: 2/3 of it)",
+        config::positive());
   f.add("dropout", dropout, "rate on embeddings and sublayer outputs", config::fraction());
-  f.add("drop_path", drop_path, "rate of dropped sublayers at the last block, growing linearly from 0", config::fraction());
-  f.add("init_scale", init_scale, "multiplies the deviations of the initial weights (0.02)", config::positive());
+  f.add("drop_path", drop_path,
+        "rate of dropped sublayers at the last block, growing linearly from 0", config::fraction());
+  f.add("init_scale", init_scale, "multiplies the deviations of the initial weights (0.02)",
+        config::positive());
   f.add("recompute", recompute, "keep only block inputs and recompute the rest in backward");
 }
 
 namespace {
 
-NormKind norm_kind(const TransformerOptions& options) { return options.norm == "rms" ? NormKind::rms : NormKind::layer; }
+NormKind norm_kind(const TransformerOptions& options) {
+  return options.norm == "rms" ? NormKind::rms : NormKind::layer;
+}
 
 }  // namespace
 
@@ -33,11 +39,13 @@ std::unique_ptr<Norm> make_norm(const TransformerOptions& options) {
   return std::make_unique<Norm>(norm_kind(options), options.dim, options.norm_eps, options.bias);
 }
 
-// ---- Block -------------------------------------------------------------------------------------------------------
+// ---- Block --------------------------------------------------------------------------------------
 
 Block::Block(const TransformerOptions& options, int64_t layer, std::unique_ptr<Mixer> mixer)
     : dropout_(options.dropout),
-      drop_path_(options.layers > 1 ? options.drop_path * static_cast<double>(layer) / static_cast<double>(options.layers - 1) : 0.0),
+      drop_path_(options.layers > 1 ? options.drop_path * static_cast<double>(layer) /
+                                          static_cast<double>(options.layers - 1)
+                                    : 0.0),
       norm1_(norm_kind(options), options.dim, options.norm_eps, options.bias),
       norm2_(norm_kind(options), options.dim, options.norm_eps, options.bias),
       mixer_(std::move(mixer)),
@@ -63,7 +71,8 @@ Residual Block::forward(const Residual& in, const MixerContext& context, Dtype c
   } else {
     h = norm1_.forward(x, compute);
   }
-  const Variables sum_and_norm = norm2_.add_forward(x, drop(mixer_->forward(h, context), *mixer_), compute);
+  const Variables sum_and_norm =
+      norm2_.add_forward(x, drop(mixer_->forward(h, context), *mixer_), compute);
   return {sum_and_norm[0], drop(mlp_.forward(sum_and_norm[1]), mlp_)};
 }
 
@@ -76,14 +85,17 @@ Tensor Block::decode(const Tensor& x, MixerState& state, Dtype compute) const {
 }
 
 double Block::forward_flops(int64_t batch, int64_t tokens) const {
-  return mixer_->forward_flops(batch, tokens) + mlp_.flops_per_token() * static_cast<double>(batch * tokens);
+  return mixer_->forward_flops(batch, tokens) +
+         mlp_.flops_per_token() * static_cast<double>(batch * tokens);
 }
 
-// ---- Stack -------------------------------------------------------------------------------------------------------
+// ---- Stack --------------------------------------------------------------------------------------
 
-Stack::Stack(const TransformerOptions& options, const MixerFactory& mixer) : recompute_(options.recompute) {
+Stack::Stack(const TransformerOptions& options, const MixerFactory& mixer)
+    : recompute_(options.recompute) {
   for (int64_t layer = 0; layer < options.layers; ++layer) {
-    blocks_.push_back(std::make_unique<Block>(options, layer, mixer(options.dim, layer, options.layers)));
+    blocks_.push_back(
+        std::make_unique<Block>(options, layer, mixer(options.dim, layer, options.layers)));
     declare(std::to_string(layer), *blocks_.back());
   }
 }
@@ -93,7 +105,8 @@ Residual Stack::forward(const Variable& x, const MixerContext& context, Dtype co
   for (const auto& block : blocks_) {
     // By value: with recompute the closure is run again in backward.
     const auto run = [block = block.get(), context, compute](const Variables& in) -> Variables {
-      const Residual out = block->forward({in[0], in.size() > 1 ? in[1] : Variable()}, context, compute);
+      const Residual out =
+          block->forward({in[0], in.size() > 1 ? in[1] : Variable()}, context, compute);
       return {out.x, out.delta};
     };
     Variables in{stream.x};
@@ -104,12 +117,15 @@ Residual Stack::forward(const Variable& x, const MixerContext& context, Dtype co
   return stream;
 }
 
-Tensor Stack::decode(Tensor x, const std::vector<std::unique_ptr<MixerState>>& states, Dtype compute) const {
-  for (size_t layer = 0; layer < blocks_.size(); ++layer) x = blocks_[layer]->decode(x, *states[layer], compute);
+Tensor Stack::decode(Tensor x, const std::vector<std::unique_ptr<MixerState>>& states,
+                     Dtype compute) const {
+  for (size_t layer = 0; layer < blocks_.size(); ++layer)
+    x = blocks_[layer]->decode(x, *states[layer], compute);
   return x;
 }
 
-std::vector<std::unique_ptr<MixerState>> Stack::make_states(int64_t batch, int64_t max_tokens) const {
+std::vector<std::unique_ptr<MixerState>> Stack::make_states(int64_t batch,
+                                                            int64_t max_tokens) const {
   std::vector<std::unique_ptr<MixerState>> states;
   for (const auto& block : blocks_) states.push_back(block->mixer().make_state(batch, max_tokens));
   return states;

@@ -14,22 +14,28 @@ class PatchifyFn final : public Function {
   const char* name() const override { return "patchify"; }
 
   Tensor forward(const Tensor& images) {
-    FOVEA_CHECK(images.rank() == 4, "patchify: expected images [B, C, H, W], found ", images.shape());
-    FOVEA_CHECK(images.dim(2) % patch_ == 0 && images.dim(3) % patch_ == 0, "patchify: patches of ", patch_, " pixels do not divide images ",
+    FOVEA_CHECK(images.rank() == 4, "patchify: expected images [B, C, H, W], found ",
                 images.shape());
+    FOVEA_CHECK(images.dim(2) % patch_ == 0 && images.dim(3) % patch_ == 0, "patchify: patches of ",
+                patch_, " pixels do not divide images ", images.shape());
     shape_ = images.shape();
     const Tensor cut = images.contiguous().view(cut_shape()).permute({0, 2, 4, 1, 3, 5});
-    return cut.contiguous().view({shape_[0], (shape_[2] / patch_) * (shape_[3] / patch_), shape_[1] * patch_ * patch_});
+    return cut.contiguous().view(
+        {shape_[0], (shape_[2] / patch_) * (shape_[3] / patch_), shape_[1] * patch_ * patch_});
   }
   Tensors backward(const Tensors& dout) override {
     const Tensor dx = Tensor::empty(shape_, dout[0].dtype());
     const Shape c = cut_shape();
-    dx.view(c).permute({0, 2, 4, 1, 3, 5}).copy_(dout[0].reshape({c[0], c[2], c[4], c[1], c[3], c[5]}));
+    dx.view(c)
+        .permute({0, 2, 4, 1, 3, 5})
+        .copy_(dout[0].reshape({c[0], c[2], c[4], c[1], c[3], c[5]}));
     return {dx};
   }
 
  private:
-  Shape cut_shape() const { return {shape_[0], shape_[1], shape_[2] / patch_, patch_, shape_[3] / patch_, patch_}; }
+  Shape cut_shape() const {
+    return {shape_[0], shape_[1], shape_[2] / patch_, patch_, shape_[3] / patch_, patch_};
+  }
 
   int64_t patch_;
   Shape shape_;
@@ -37,24 +43,39 @@ class PatchifyFn final : public Function {
 
 }  // namespace
 
-Variable patchify(const Variable& images, int64_t patch) { return record(make<PatchifyFn>(patch), images); }
+Variable patchify(const Variable& images, int64_t patch) {
+  return record(make<PatchifyFn>(patch), images);
+}
 
 void VitOptions::describe(config::Fields& f) {
   TransformerOptions::describe(f);
-  f.add("patch", patch, "side of a patch; must divide the image", config::from_to(1, 1 << 14), "pixels");
-  f.add("pool", pool, "what the head reads: a class token, or the mean over tokens", config::one_of({"class", "mean"}));
-  f.add("positions", positions, "absolute positions added to the patches", config::one_of({"learned", "sinusoidal", "none"}));
+  f.add("patch", patch, "side of a patch; must divide the image", config::from_to(1, 1 << 14),
+        "pixels");
+  f.add("pool", pool, "what the head reads: a class token, or the mean over tokens",
+        config::one_of({"class", "mean"}));
+  f.add("positions", positions, "absolute positions added to the patches",
+        config::one_of({"learned", "sinusoidal", "none"}));
 }
 
-Vit::Vit(const VitOptions& options, int64_t channels, int64_t height, int64_t width, int64_t classes, const MixerFactory& mixer)
-    : options_(options), channels_(channels), grid_h_(height / options.patch), grid_w_(width / options.patch), classes_(classes), blocks_(options, mixer) {
-  FOVEA_CHECK(height % options.patch == 0 && width % options.patch == 0, "vit: patches of ", options.patch, " x ", options.patch,
-              " pixels do not divide images of ", height, " x ", width);
+Vit::Vit(const VitOptions& options, int64_t channels, int64_t height, int64_t width,
+         int64_t classes, const MixerFactory& mixer)
+    : options_(options),
+      channels_(channels),
+      grid_h_(height / options.patch),
+      grid_w_(width / options.patch),
+      classes_(classes),
+      blocks_(options, mixer) {
+  FOVEA_CHECK(height % options.patch == 0 && width % options.patch == 0, "vit: patches of ",
+              options.patch, " x ", options.patch, " pixels do not divide images of ", height,
+              " x ", width);
   FOVEA_CHECK(classes >= 1, "vit: expected at least one class, found ", classes);
-  if (options.pool == "class") class_token_ = declare("cls_token", {1, 1, options.dim}, Init::normal(0.02));
-  if (options.positions == "learned") position_ = declare("pos_embed", {1, tokens(), options.dim}, Init::normal(0.02));
+  if (options.pool == "class")
+    class_token_ = declare("cls_token", {1, 1, options.dim}, Init::normal(0.02));
+  if (options.positions == "learned")
+    position_ = declare("pos_embed", {1, tokens(), options.dim}, Init::normal(0.02));
   if (options.positions == "sinusoidal") sinusoids_ = sinusoidal_positions(tokens(), options.dim);
-  patch_embed_ = std::make_unique<Linear>(channels * options.patch * options.patch, options.dim, true);
+  patch_embed_ =
+      std::make_unique<Linear>(channels * options.patch * options.patch, options.dim, true);
   declare("patch_embed", *patch_embed_);
   declare("blocks", blocks_);
   norm_ = make_norm(options);
@@ -64,9 +85,11 @@ Vit::Vit(const VitOptions& options, int64_t channels, int64_t height, int64_t wi
 }
 
 Variable Vit::forward(const Variable& images) {
-  FOVEA_CHECK(images.value().rank() == 4 && images.dim(1) == channels_ && images.dim(2) == grid_h_ * options_.patch &&
+  FOVEA_CHECK(images.value().rank() == 4 && images.dim(1) == channels_ &&
+                  images.dim(2) == grid_h_ * options_.patch &&
                   images.dim(3) == grid_w_ * options_.patch,
-              "vit: expected images [B, ", channels_, ", ", grid_h_ * options_.patch, ", ", grid_w_ * options_.patch, "], found ", images.shape());
+              "vit: expected images [B, ", channels_, ", ", grid_h_ * options_.patch, ", ",
+              grid_w_ * options_.patch, "], found ", images.shape());
   Variable x = patch_embed_->forward(patchify(images, options_.patch));
   if (class_token_.defined()) x = concat({expand(class_token_, {x.dim(0), 1, options_.dim}), x}, 1);
   if (position_.defined()) x = add(x, position_);
@@ -77,13 +100,15 @@ Variable Vit::forward(const Variable& images) {
   context.prefix_tokens = class_token_.defined() ? 1 : 0;
   const Residual stream = blocks_.forward(dropout(x, options_.dropout, *this), context, compute_);
   const Variable h = norm_->add_forward(stream.x, stream.delta, compute_)[1];
-  const Variable pooled = class_token_.defined() ? reshape(slice(h, 1, 0, 1), {h.dim(0), options_.dim}) : mean(h, 1);
+  const Variable pooled =
+      class_token_.defined() ? reshape(slice(h, 1, 0, 1), {h.dim(0), options_.dim}) : mean(h, 1);
   return head_->forward(pooled);
 }
 
 double Vit::forward_flops(int64_t batch) const {
   const double rows = static_cast<double>(batch * grid_h_ * grid_w_);
-  return blocks_.forward_flops(batch, tokens()) + 2.0 * rows * static_cast<double>(patch_embed_->weight.value().numel()) +
+  return blocks_.forward_flops(batch, tokens()) +
+         2.0 * rows * static_cast<double>(patch_embed_->weight.value().numel()) +
          2.0 * static_cast<double>(batch * options_.dim * classes_);
 }
 

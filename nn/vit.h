@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Vision Transformer (2010.11929): patches, a class token or mean pooling, pre-norm blocks, a linear head.
-// Parameter names follow timm where the layers are the same.
+// Vision Transformer (2010.11929): patches, a class token or mean pooling, pre-norm blocks, a
+// linear head. Parameter names follow timm where the layers are the same.
 
 #include <memory>
 #include <string>
@@ -26,7 +26,8 @@ struct VitOptions : TransformerOptions {
 class Vit : public Module {
  public:
   // Images [B, channels, height, width]. Throws when the patch does not divide them.
-  Vit(const VitOptions& options, int64_t channels, int64_t height, int64_t width, int64_t classes, const MixerFactory& mixer);
+  Vit(const VitOptions& options, int64_t channels, int64_t height, int64_t width, int64_t classes,
+      const MixerFactory& mixer);
 
   // images f32 (f64) [B, C, H, W] -> logits [B, classes] in the compute dtype
   Variable forward(const Variable& images);
@@ -51,8 +52,8 @@ class Vit : public Module {
   std::unique_ptr<Linear> head_;
 };
 
-// images [B, C, H, W] -> [B, (H/P)(W/P), C P P], patches row by row, each as [C, P, P]: a convolution with kernel and
-// stride P is this times its weight [dim, C P P].
+// images [B, C, H, W] -> [B, (H/P)(W/P), C P P], patches row by row, each as [C, P, P]: a
+// convolution with kernel and stride P is this times its weight [dim, C P P].
 Variable patchify(const Variable& images, int64_t patch);
 
 }  // namespace fovea::nn

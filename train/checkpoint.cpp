@@ -13,7 +13,8 @@ constexpr const char* kAttributes[] = {"config", "optimizer", "step", "samples",
 
 const std::string& Checkpoint::attribute(const std::string& name) const {
   const auto found = attributes.find(name);
-  FOVEA_CHECK(found != attributes.end(), "checkpoint ", source, ": attribute ", name, " is missing");
+  FOVEA_CHECK(found != attributes.end(), "checkpoint ", source, ": attribute ", name,
+              " is missing");
   return found->second;
 }
 
@@ -23,8 +24,8 @@ T parsed(const Checkpoint& checkpoint, const std::string& name) {
   const std::string& text = checkpoint.attribute(name);
   T value{};
   const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
-  FOVEA_CHECK(code == std::errc{} && rest == text.data() + text.size(), "checkpoint ", checkpoint.source, ": attribute ", name, " is \"", text,
-              "\"; expected a number");
+  FOVEA_CHECK(code == std::errc{} && rest == text.data() + text.size(), "checkpoint ",
+              checkpoint.source, ": attribute ", name, " is \"", text, "\"; expected a number");
   return value;
 }
 }  // namespace
@@ -35,12 +36,14 @@ double Checkpoint::number(const std::string& name) const { return parsed<double>
 void Checkpoint::restore(const std::string& name, const Tensor& target) const {
   for (const auto& [known, tensor] : tensors) {
     if (known != name) continue;
-    FOVEA_CHECK(tensor.shape() == target.shape() && tensor.dtype() == target.dtype(), "checkpoint ", source, ": ", name, " is ", tensor.dtype(), ' ',
-                tensor.shape(), " but the model needs ", target.dtype(), ' ', target.shape());
+    FOVEA_CHECK(tensor.shape() == target.shape() && tensor.dtype() == target.dtype(), "checkpoint ",
+                source, ": ", name, " is ", tensor.dtype(), ' ', tensor.shape(),
+                " but the model needs ", target.dtype(), ' ', target.shape());
     target.copy_(tensor);
     return;
   }
-  throw Error(concat("checkpoint ", source, ": tensor ", name, " is missing; was it written by another model or optimizer?"));
+  throw Error(concat("checkpoint ", source, ": tensor ", name,
+                     " is missing; was it written by another model or optimizer?"));
 }
 
 void write_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint) {
@@ -53,10 +56,12 @@ void write_checkpoint(const std::filesystem::path& path, const Checkpoint& check
 
 Checkpoint read_checkpoint(const std::filesystem::path& path) {
   const Hdf5Reader reader(path, Seal::required);
-  FOVEA_CHECK(reader.attribute("/", "format") == kFormat, "checkpoint ", path.string(), ": is an HDF5 file, but no checkpoint of this program");
+  FOVEA_CHECK(reader.attribute("/", "format") == kFormat, "checkpoint ", path.string(),
+              ": is an HDF5 file, but no checkpoint of this program");
   Checkpoint checkpoint;
   checkpoint.source = path.string();
-  for (const std::string& name : reader.members("/")) checkpoint.tensors.emplace_back(name, reader.read(name));
+  for (const std::string& name : reader.members("/"))
+    checkpoint.tensors.emplace_back(name, reader.read(name));
   for (const char* name : kAttributes) {
     if (auto value = reader.attribute("/", name)) checkpoint.attributes[name] = *value;
   }

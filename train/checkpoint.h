@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// A checkpoint: named tensors and text attributes in one HDF5 file, replaced at once, with checksums (core/io/hdf5.h).
+// A checkpoint: named tensors and text attributes in one HDF5 file, replaced at once, with
+// checksums (core/io/hdf5.h).
 
 #include <filesystem>
 #include <map>
@@ -13,8 +14,9 @@
 namespace fovea::train {
 
 struct Checkpoint {
-  std::string source = "in memory";                     // the file it was read from, for errors
-  std::vector<std::pair<std::string, Tensor>> tensors;  // "model.blocks.0.mlp.up.weight", "optimizer.m....", "ema...."
+  std::string source = "in memory";  // the file it was read from, for errors
+  std::vector<std::pair<std::string, Tensor>>
+      tensors;  // "model.blocks.0.mlp.up.weight", "optimizer.m....", "ema...."
   std::map<std::string, std::string> attributes;
 
   // Throws naming the attribute when it is missing.
@@ -26,7 +28,8 @@ struct Checkpoint {
   void restore(const std::string& name, const Tensor& target) const;
 };
 
-// Throws, and leaves a file that was there as it was, when the disk is full or the folder cannot be written.
+// Throws, and leaves a file that was there as it was, when the disk is full or the folder cannot be
+// written.
 void write_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint);
 // Throws naming the file when it is missing, cut short, damaged, or no checkpoint.
 Checkpoint read_checkpoint(const std::filesystem::path& path);

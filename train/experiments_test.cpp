@@ -25,7 +25,8 @@ TEST(Experiments, EveryFileLoadsAndMadeUpDataTrain) {
     if (on_disk) continue;
     ++trained;
     Trainer trainer(experiment);
-    const double loss = trainer.step().loss, chance = std::log(static_cast<double>(trainer.data().vocab_size));
+    const double loss = trainer.step().loss,
+                 chance = std::log(static_cast<double>(trainer.data().vocab_size));
     EXPECT_GT(loss, 0.5 * chance);
     EXPECT_LT(loss, 4.0 * chance);
   }

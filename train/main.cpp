@@ -13,8 +13,11 @@ CLI::Validator whole_number(int64_t least, int64_t most) {
       [=](std::string& text) -> std::string {
         int64_t value = 0;
         const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
-        const bool good = code == std::errc{} && rest == text.data() + text.size() && value >= least && value <= most;
-        return good ? "" : concat("expected an integer from ", least, " to ", most, ", found \"", text, '"');
+        const bool good = code == std::errc{} && rest == text.data() + text.size() &&
+                          value >= least && value <= most;
+        return good ? ""
+                    : concat("expected an integer from ", least, " to ", most, ", found \"", text,
+                             '"');
       },
       "");
 }
@@ -24,15 +27,19 @@ CLI::Validator number(double least, double most) {
       [=](std::string& text) -> std::string {
         double value = 0.0;
         const auto [rest, code] = std::from_chars(text.data(), text.data() + text.size(), value);
-        const bool good = code == std::errc{} && rest == text.data() + text.size() && value >= least && value <= most;
-        return good ? "" : concat("expected a number from ", least, " to ", most, ", found \"", text, '"');
+        const bool good = code == std::errc{} && rest == text.data() + text.size() &&
+                          value >= least && value <= most;
+        return good ? ""
+                    : concat("expected a number from ", least, " to ", most, ", found \"", text,
+                             '"');
       },
       "");
 }
 
 namespace {
 
-// Follows the arguments down the verbs; throws naming the first that is none, with the nearest there is.
+// Follows the arguments down the verbs; throws naming the first that is none, with the nearest
+// there is.
 void check_verbs(const CLI::App& program, int argc, char** argv) {
   const CLI::App* app = &program;
   std::string path;
@@ -48,8 +55,8 @@ void check_verbs(const CLI::App& program, int argc, char** argv) {
       const std::string near = config::nearest(argv[i], verbs);
       std::string known;
       for (const std::string& verb : verbs) known += ' ' + verb;
-      throw config::ConfigError(concat("unknown verb \"", path, argv[i], "\"; expected one of", known,
-                                       near.empty() ? "" : "; did you mean " + near + "?"));
+      throw config::ConfigError(concat("unknown verb \"", path, argv[i], "\"; expected one of",
+                                       known, near.empty() ? "" : "; did you mean " + near + "?"));
     }
     path += next->get_name() + ' ';
     app = next;
@@ -61,7 +68,8 @@ void check_verbs(const CLI::App& program, int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using namespace fovea::train;
-  CLI::App program("Fovea: train small GPTs and ViTs with any attention, from experiment files.", "fovea");
+  CLI::App program("Fovea: train small GPTs and ViTs with any attention, from experiment files.",
+                   "fovea");
   program.set_version_flag("--version", "fovea " FOVEA_VERSION);
   program.require_subcommand(1);
   program.failure_message([](const CLI::App* app, const CLI::Error& error) {

@@ -30,26 +30,35 @@ double parse_number(const nlohmann::json& json) {
   if (!json.is_string()) return json.get<double>();
   const std::string text = json.get<std::string>();
   FOVEA_CHECK(text == "nan" || text == "inf" || text == "-inf", '"', text, "\" is no number");
-  return text == "nan" ? std::numeric_limits<double>::quiet_NaN() : std::numeric_limits<double>::infinity() * (text == "inf" ? 1.0 : -1.0);
+  return text == "nan" ? std::numeric_limits<double>::quiet_NaN()
+                       : std::numeric_limits<double>::infinity() * (text == "inf" ? 1.0 : -1.0);
 }
 
 int64_t parse_integer(const nlohmann::json& json, const char* key) {
   const nlohmann::json& value = json.at(key);
-  FOVEA_CHECK(value.is_number_integer() && value.get<int64_t>() >= 0, key, " is ", value.dump(), "; expected an integer of 0 or more");
+  FOVEA_CHECK(value.is_number_integer() && value.get<int64_t>() >= 0, key, " is ", value.dump(),
+              "; expected an integer of 0 or more");
   return value.get<int64_t>();
 }
 
 Metrics parse_line(const std::string& line) {
   const auto json = nlohmann::json::parse(line);
   FOVEA_CHECK(json.is_object(), "expected an object with step, tokens, time_s and split");
-  Metrics metrics{parse_integer(json, "step"), parse_integer(json, "tokens"), parse_number(json.at("time_s")), json.at("split").get<std::string>(), {}};
+  Metrics metrics{parse_integer(json, "step"),
+                  parse_integer(json, "tokens"),
+                  parse_number(json.at("time_s")),
+                  json.at("split").get<std::string>(),
+                  {}};
   for (const auto& [key, value] : json.items()) {
-    if (key != "step" && key != "tokens" && key != "time_s" && key != "split") metrics.values.emplace_back(key, parse_number(value));
+    if (key != "step" && key != "tokens" && key != "time_s" && key != "split")
+      metrics.values.emplace_back(key, parse_number(value));
   }
   return metrics;
 }
 
-double wall_time() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+double wall_time() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 void append(int file, const std::string& bytes, const std::string& what) {
   size_t done = 0;
@@ -71,9 +80,12 @@ double Metrics::value(const std::string& name) const {
 }
 
 std::string to_json(const Metrics& metrics) {
-  std::string line = "{\"step\": " + std::to_string(metrics.step) + ", \"tokens\": " + std::to_string(metrics.tokens) + ", \"time_s\": " + number(metrics.time_s) +
+  std::string line = "{\"step\": " + std::to_string(metrics.step) +
+                     ", \"tokens\": " + std::to_string(metrics.tokens) +
+                     ", \"time_s\": " + number(metrics.time_s) +
                      ", \"split\": " + nlohmann::json(metrics.split).dump();
-  for (const auto& [key, value] : metrics.values) line += ", " + nlohmann::json(key).dump() + ": " + number(value);
+  for (const auto& [key, value] : metrics.values)
+    line += ", " + nlohmann::json(key).dump() + ": " + number(value);
   return line + "}";
 }
 
@@ -95,7 +107,8 @@ std::vector<Metrics> read_metrics(const std::filesystem::path& path) {
   return all;
 }
 
-MetricsWriter::MetricsWriter(const std::filesystem::path& folder, int64_t last_step) : path_(folder / "metrics.jsonl") {
+MetricsWriter::MetricsWriter(const std::filesystem::path& folder, int64_t last_step)
+    : path_(folder / "metrics.jsonl") {
   if (std::filesystem::exists(path_)) {
     std::string kept;
     for (const Metrics& metrics : read_metrics(path_)) {
@@ -108,7 +121,8 @@ MetricsWriter::MetricsWriter(const std::filesystem::path& folder, int64_t last_s
   char host[64] = "host";
   gethostname(host, sizeof host - 1);
   const double now = wall_time();
-  const std::filesystem::path events = folder / concat("events.out.tfevents.", static_cast<int64_t>(now), '.', host, '.', getpid());
+  const std::filesystem::path events =
+      folder / concat("events.out.tfevents.", static_cast<int64_t>(now), '.', host, '.', getpid());
   events_ = ::open(events.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   FOVEA_CHECK(events_ >= 0, "metrics ", events.string(), ": ", std::strerror(errno));
   append(events_, tensorboard_header(now), events.string());
@@ -122,7 +136,9 @@ MetricsWriter::~MetricsWriter() {
 void MetricsWriter::write(const Metrics& metrics) {
   append(file_, to_json(metrics) + "\n", "metrics " + path_.string());
   std::string events;
-  for (const auto& [key, value] : metrics.values) events += tensorboard_scalar(wall_time(), metrics.step, metrics.split + "/" + key, static_cast<float>(value));
+  for (const auto& [key, value] : metrics.values)
+    events += tensorboard_scalar(wall_time(), metrics.step, metrics.split + "/" + key,
+                                 static_cast<float>(value));
   append(events_, events, "metrics " + path_.string() + ", events");
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What a run measured: metrics.jsonl (one JSON object a line, numbers with 17 significant digits so that equality can be
-// tested, non-finite ones as strings) and TensorBoard events beside it.
+// What a run measured: metrics.jsonl (one JSON object a line, numbers with 17 significant digits so
+// that equality can be tested, non-finite ones as strings) and TensorBoard events beside it.
 
 #include <cstdint>
 #include <filesystem>
@@ -16,7 +16,7 @@ struct Metrics {
   int64_t step = 0;
   int64_t tokens = 0;  // or images, seen so far
   double time_s = 0.0;
-  std::string split;   // "train" | "val"
+  std::string split;  // "train" | "val"
   std::vector<std::pair<std::string, double>> values;
 
   // NaN when there is no such value.
@@ -25,13 +25,14 @@ struct Metrics {
 
 std::string to_json(const Metrics& metrics);
 
-// Throws naming file and line for anything but such a line; a last line without its newline (a killed run) is left out.
+// Throws naming file and line for anything but such a line; a last line without its newline (a
+// killed run) is left out.
 std::vector<Metrics> read_metrics(const std::filesystem::path& path);
 
 class MetricsWriter {
  public:
-  // Appends to folder/metrics.jsonl after dropping lines of steps beyond `last_step` (written after the checkpoint that a
-  // resumed run starts from), and opens a new event file.
+  // Appends to folder/metrics.jsonl after dropping lines of steps beyond `last_step` (written after
+  // the checkpoint that a resumed run starts from), and opens a new event file.
   MetricsWriter(const std::filesystem::path& folder, int64_t last_step);
   ~MetricsWriter();
   // One write(2) a line. Throws when the disk is full.

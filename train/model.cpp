@@ -36,14 +36,16 @@ EvalSums score(const Variable& logits, const Tensor& targets) {
     sums.correct += std::max_element(row, row + classes) - row == label ? 1.0 : 0.0;
     sums.scored += 1.0;
   }
-  if (sums.scored > 0) sums.loss = nn::cross_entropy(logits, targets, {}).value().item() * sums.scored;
+  if (sums.scored > 0)
+    sums.loss = nn::cross_entropy(logits, targets, {}).value().item() * sums.scored;
   return sums;
 }
 
 // Next-token prediction: inputs i64 [B, N], targets i64 [B, N].
 class LanguageModel final : public Model {
  public:
-  LanguageModel(const nn::GptOptions& options, int64_t vocab, const nn::MixerFactory& mixer) : gpt_(options, vocab, mixer) {}
+  LanguageModel(const nn::GptOptions& options, int64_t vocab, const nn::MixerFactory& mixer)
+      : gpt_(options, vocab, mixer) {}
   nn::Module& module() override { return gpt_; }
   void initialise(uint64_t seed) override { gpt_.initialise(seed, gpt_.options().init_scale); }
   void set_compute(Dtype compute) override { gpt_.set_compute(compute); }
@@ -54,7 +56,9 @@ class LanguageModel final : public Model {
     const NoGrad no_grad;
     return score(gpt_.forward(batch.inputs), batch.targets);
   }
-  double step_flops(int64_t samples) const override { return 3.0 * gpt_.forward_flops(samples, gpt_.options().context); }
+  double step_flops(int64_t samples) const override {
+    return 3.0 * gpt_.forward_flops(samples, gpt_.options().context);
+  }
   int64_t units_per_sample() const override { return gpt_.options().context; }
   const char* unit() const override { return "tok"; }
   nn::Gpt* gpt() override { return &gpt_; }
@@ -66,14 +70,16 @@ class LanguageModel final : public Model {
 // Classification: inputs f32 [B, C, H, W], targets i64 [B] or soft targets f32 [B, classes].
 class ImageModel final : public Model {
  public:
-  ImageModel(const nn::VitOptions& options, const data::Description& data, const nn::MixerFactory& mixer)
+  ImageModel(const nn::VitOptions& options, const data::Description& data,
+             const nn::MixerFactory& mixer)
       : vit_(options, data.channels, data.height, data.width, data.classes, mixer) {}
   nn::Module& module() override { return vit_; }
   void initialise(uint64_t seed) override { vit_.initialise(seed, vit_.options().init_scale); }
   void set_compute(Dtype compute) override { vit_.set_compute(compute); }
   Variable loss(const data::Batch& batch, const TrainOptions& options) override {
     const Variable logits = vit_.forward(Variable(batch.inputs));
-    if (batch.soft_targets.defined()) return nn::cross_entropy_soft(logits, batch.soft_targets, loss_options(options));
+    if (batch.soft_targets.defined())
+      return nn::cross_entropy_soft(logits, batch.soft_targets, loss_options(options));
     return nn::cross_entropy(logits, batch.targets, loss_options(options));
   }
   EvalSums evaluate(const data::Batch& batch) override {
@@ -104,7 +110,7 @@ int64_t scored_positions(const data::Batch& batch) {
   return std::count_if(labels, labels + targets.numel(), [](int64_t label) { return label >= 0; });
 }
 
-// ---- options and factory -----------------------------------------------------------------------------------------
+// ---- options and factory ------------------------------------------------------------------------
 
 GptModelOptions::GptModelOptions() : attention(attention::attention_choice()) {}
 void GptModelOptions::describe(config::Fields& f) {
@@ -119,18 +125,23 @@ void VitModelOptions::describe(config::Fields& f) {
 }
 
 config::Choice model_choice() {
-  return config::Choice({{"gpt", [] { return std::make_unique<GptModelOptions>(); }}, {"vit", [] { return std::make_unique<VitModelOptions>(); }}}, "gpt");
+  return config::Choice({{"gpt", [] { return std::make_unique<GptModelOptions>(); }},
+                         {"vit", [] { return std::make_unique<VitModelOptions>(); }}},
+                        "gpt");
 }
 
 std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data) {
   if (auto* gpt = dynamic_cast<GptModelOptions*>(&experiment.model.options())) {
-    FOVEA_CHECK(data.is_tokens, "model: kind \"gpt\" learns from tokens, but data kind \"", experiment.data.kind(), "\" gives images");
-    FOVEA_CHECK(data.context <= gpt->context, "model: context ", gpt->context, " is shorter than the data's sequences of ", data.context, " tokens");
+    FOVEA_CHECK(data.is_tokens, "model: kind \"gpt\" learns from tokens, but data kind \"",
+                experiment.data.kind(), "\" gives images");
+    FOVEA_CHECK(data.context <= gpt->context, "model: context ", gpt->context,
+                " is shorter than the data's sequences of ", data.context, " tokens");
     return std::make_unique<LanguageModel>(*gpt, data.vocab_size, mixer_factory(gpt->attention));
   }
   auto* vit = dynamic_cast<VitModelOptions*>(&experiment.model.options());
   FOVEA_CHECK(vit != nullptr, "model: unknown kind \"", experiment.model.kind(), '"');
-  FOVEA_CHECK(!data.is_tokens, "model: kind \"vit\" learns from images, but data kind \"", experiment.data.kind(), "\" gives tokens");
+  FOVEA_CHECK(!data.is_tokens, "model: kind \"vit\" learns from images, but data kind \"",
+              experiment.data.kind(), "\" gives tokens");
   return std::make_unique<ImageModel>(*vit, data, mixer_factory(vit->attention));
 }
 

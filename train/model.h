@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What the trainer knows of a model: a module, the loss of a batch, and what an evaluation counts. Gpt and Vit are wrapped
-// here; a new kind of model is one more class and one line in make_model.
+// What the trainer knows of a model: a module, the loss of a batch, and what an evaluation counts.
+// Gpt and Vit are wrapped here; a new kind of model is one more class and one line in make_model.
 
 #include <memory>
 #include <string>
@@ -15,9 +15,9 @@ namespace fovea::train {
 
 // Sums over a piece of an evaluation; pieces add up in order.
 struct EvalSums {
-  double loss = 0.0;      // nats, summed over scored positions
-  double correct = 0.0;   // argmax equals target
-  double scored = 0.0;    // positions (tokens or images)
+  double loss = 0.0;     // nats, summed over scored positions
+  double correct = 0.0;  // argmax equals target
+  double scored = 0.0;   // positions (tokens or images)
   EvalSums& operator+=(const EvalSums& other);
 };
 
@@ -44,7 +44,8 @@ class Model {
 // How many positions of the batch carry a target (all that are not -100).
 int64_t scored_positions(const data::Batch& batch);
 
-// The model of an experiment, with parameters initialised from the seed. Throws when data and model do not fit.
+// The model of an experiment, with parameters initialised from the seed. Throws when data and model
+// do not fit.
 std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data);
 
 }  // namespace fovea::train

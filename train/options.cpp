@@ -8,22 +8,35 @@ namespace fovea::train {
 
 void TrainOptions::describe(config::Fields& f) {
   f.add("steps", steps, "optimizer steps", config::at_least(1));
-  f.add("batch", batch, "samples (sequences or images) of one step, over all ranks", config::from_to(1, 1 << 24));
-  f.add("micro_batch", micro_batch, "samples of one forward pass, gradients accumulate; 0: the whole batch", config::from_to(0, 1 << 24));
+  f.add("batch", batch, "samples (sequences or images) of one step, over all ranks",
+        config::from_to(1, 1 << 24));
+  f.add("micro_batch", micro_batch,
+        "samples of one forward pass, gradients accumulate; 0: the whole batch",
+        config::from_to(0, 1 << 24));
   f.add("clip", clip, "largest global gradient norm; 0: no clipping", config::at_least(0.0));
-  f.add("ema", ema, "decay of the averaged weights that evaluations use; 0: none", config::between(0.0, 1.0));
-  f.add("label_smoothing", label_smoothing, "share of the target spread over all classes", config::fraction());
+  f.add("ema", ema, "decay of the averaged weights that evaluations use; 0: none",
+        config::between(0.0, 1.0));
+  f.add("label_smoothing", label_smoothing, "share of the target spread over all classes",
+        config::fraction());
   f.add("z_loss", z_loss, "weight of the squared log-normaliser", config::at_least(0.0));
-  f.add("seed", seed, "of initial values, data order, dropout and augmentation", config::at_least(0));
-  f.add("precision", precision, "activations; master weights and statistics stay f32", config::one_of({"f32", "bf16"}));
+  f.add("seed", seed, "of initial values, data order, dropout and augmentation",
+        config::at_least(0));
+  f.add("precision", precision, "activations; master weights and statistics stay f32",
+        config::one_of({"f32", "bf16"}));
   f.add("device", device, "where the step runs", config::one_of({"cpu"}));
   f.add("threads", threads, "0: all cores", config::from_to(0, 1024));
   f.add("log_every", log_every, "steps between metrics lines", config::at_least(1));
-  f.add("eval_every", eval_every, "steps between evaluations; 0: only at the end", config::at_least(0));
-  f.add("eval_samples", eval_samples, "held-out samples of an evaluation during training (the last one uses all); 0: all", config::at_least(0));
-  f.add("save_every", save_every, "steps between checkpoints; 0: only at the end", config::at_least(0));
+  f.add("eval_every", eval_every, "steps between evaluations; 0: only at the end",
+        config::at_least(0));
+  f.add("eval_samples", eval_samples,
+        "held-out samples of an evaluation during training (the last one uses all); 0: all",
+        config::at_least(0));
+  f.add("save_every", save_every, "steps between checkpoints; 0: only at the end",
+        config::at_least(0));
   f.add("keep_last", keep_last, "checkpoints kept beside the best", config::at_least(1));
-  f.add("sample_tokens", sample_tokens, "length of the text written at the end of a run on text; 0: none", config::from_to(0, 1 << 24), "tokens");
+  f.add("sample_tokens", sample_tokens,
+        "length of the text written at the end of a run on text; 0: none",
+        config::from_to(0, 1 << 24), "tokens");
   f.add("runs", runs, "folder in which the run folder is made", config::non_empty());
 }
 

@@ -13,25 +13,27 @@ namespace fovea::train {
 
 // [train]
 struct TrainOptions : config::Options {
-  int64_t steps = 1000;           // optimizer steps
-  int64_t batch = 32;             // samples (sequences or images) of one step, over all ranks
-  int64_t micro_batch = 0;        // samples of one forward pass; 0: all at once. Gradients accumulate
-  double clip = 1.0;              // largest global gradient norm; 0: no clipping
-  double ema = 0.0;               // decay of the averaged weights used for evaluation; 0: none
+  int64_t steps = 1000;     // optimizer steps
+  int64_t batch = 32;       // samples (sequences or images) of one step, over all ranks
+  int64_t micro_batch = 0;  // samples of one forward pass; 0: all at once. Gradients accumulate
+  double clip = 1.0;        // largest global gradient norm; 0: no clipping
+  double ema = 0.0;         // decay of the averaged weights used for evaluation; 0: none
   double label_smoothing = 0.0;
-  double z_loss = 0.0;            // weight of (log Z)^2 (2204.02311 section 5)
+  double z_loss = 0.0;  // weight of (log Z)^2 (2204.02311 section 5)
   int64_t seed = 1;
   std::string precision = "f32";  // activations: f32 | bf16; master weights and statistics stay f32
   std::string device = "cpu";
-  int64_t threads = 0;            // 0: all cores
+  int64_t threads = 0;  // 0: all cores
 
-  int64_t log_every = 10;         // steps between metrics lines
-  int64_t eval_every = 200;       // steps between evaluations; 0: only at the end
-  int64_t eval_samples = 512;     // held-out samples of an evaluation during training; the last one uses all (0: all, always)
-  int64_t save_every = 500;       // steps between checkpoints; 0: only at the end
-  int64_t keep_last = 2;          // checkpoints kept beside the best
-  int64_t sample_tokens = 200;    // GPT on text: length of the text generated at the end, for the report; 0: none
-  std::string runs = "runs";      // folder in which the run folder is made
+  int64_t log_every = 10;      // steps between metrics lines
+  int64_t eval_every = 200;    // steps between evaluations; 0: only at the end
+  int64_t eval_samples = 512;  // held-out samples of an evaluation during training; the last one
+                               // uses all (0: all, always)
+  int64_t save_every = 500;    // steps between checkpoints; 0: only at the end
+  int64_t keep_last = 2;       // checkpoints kept beside the best
+  int64_t sample_tokens =
+      200;  // GPT on text: length of the text generated at the end, for the report; 0: none
+  std::string runs = "runs";  // folder in which the run folder is made
 
   void describe(config::Fields& f) override;
   Dtype compute() const { return precision == "bf16" ? Dtype::bf16 : Dtype::f32; }
@@ -41,9 +43,10 @@ struct TrainOptions : config::Options {
 struct Experiment : config::Options {
   Experiment();
 
-  std::string name = "run";    // of the run folder
-  config::Choice data;         // [data] kind = "tokens" | ...: data/source.h
-  config::Choice model;        // [model] kind = "gpt" | "vit"; [model.attention] kind = a folder under attention/
+  std::string name = "run";  // of the run folder
+  config::Choice data;       // [data] kind = "tokens" | ...: data/source.h
+  config::Choice
+      model;  // [model] kind = "gpt" | "vit"; [model.attention] kind = a folder under attention/
   OptimizerOptions optimizer;  // [optimizer]
   ScheduleOptions schedule;    // [schedule]
   TrainOptions train;          // [train]

@@ -26,7 +26,8 @@ std::string short_bytes(int64_t bytes);
 
 class Progress {
  public:
-  // On a terminal one line is redrawn, at most ten times a second; elsewhere a line appears every ten seconds.
+  // On a terminal one line is redrawn, at most ten times a second; elsewhere a line appears every
+  // ten seconds.
   Progress(std::ostream& out, bool terminal) : out_(out), terminal_(terminal) {}
   ~Progress() { finish(); }
   void update(const ProgressState& state);

@@ -26,21 +26,25 @@ std::string file_name(int64_t step) {
 
 }  // namespace
 
-RunFolder RunFolder::create(const std::filesystem::path& runs, const std::string& name, const std::string& resolved_config) {
+RunFolder RunFolder::create(const std::filesystem::path& runs, const std::string& name,
+                            const std::string& resolved_config) {
   std::error_code error;
   std::filesystem::create_directories(runs, error);
   FOVEA_CHECK(!error, "run: cannot make the folder ", runs.string(), ": ", error.message());
   const std::string base = name + "-" + now();
   for (int attempt = 1;; ++attempt) {
-    const std::filesystem::path path = runs / (attempt == 1 ? base : base + "-" + std::to_string(attempt));
+    const std::filesystem::path path =
+        runs / (attempt == 1 ? base : base + "-" + std::to_string(attempt));
     // create_directory is the lock: of two runs that start at once only one makes it.
     if (!std::filesystem::create_directory(path, error)) {
-      FOVEA_CHECK(!error && attempt < 1000, "run: cannot make the folder ", path.string(), ": ", error ? error.message() : "too many runs of this second");
+      FOVEA_CHECK(!error && attempt < 1000, "run: cannot make the folder ", path.string(), ": ",
+                  error ? error.message() : "too many runs of this second");
       continue;
     }
     try {
       std::filesystem::create_directory(path / "checkpoints", error);
-      FOVEA_CHECK(!error, "run: cannot make the folder ", (path / "checkpoints").string(), ": ", error.message());
+      FOVEA_CHECK(!error, "run: cannot make the folder ", (path / "checkpoints").string(), ": ",
+                  error.message());
       replace_file(path / "config.toml", resolved_config);
     } catch (const Error&) {
       std::filesystem::remove_all(path, error);  // all of it or nothing
@@ -52,17 +56,21 @@ RunFolder RunFolder::create(const std::filesystem::path& runs, const std::string
 
 RunFolder RunFolder::open(const std::filesystem::path& path) {
   FOVEA_CHECK(std::filesystem::is_directory(path), "run ", path.string(), ": no such folder");
-  FOVEA_CHECK(std::filesystem::is_regular_file(path / "config.toml"), "run ", path.string(), ": has no config.toml, so it is no run folder");
+  FOVEA_CHECK(std::filesystem::is_regular_file(path / "config.toml"), "run ", path.string(),
+              ": has no config.toml, so it is no run folder");
   return RunFolder(path);
 }
 
 void RunFolder::save(const Checkpoint& checkpoint, int64_t step, int64_t keep_last) const {
   write_checkpoint(path_ / "checkpoints" / file_name(step), checkpoint);
   const auto all = checkpoints();
-  for (auto i = static_cast<size_t>(keep_last); i < all.size(); ++i) std::filesystem::remove(all[i]);
+  for (auto i = static_cast<size_t>(keep_last); i < all.size(); ++i)
+    std::filesystem::remove(all[i]);
 }
 
-void RunFolder::save_best(const Checkpoint& checkpoint) const { write_checkpoint(path_ / "checkpoints" / "best.h5", checkpoint); }
+void RunFolder::save_best(const Checkpoint& checkpoint) const {
+  write_checkpoint(path_ / "checkpoints" / "best.h5", checkpoint);
+}
 
 std::vector<std::filesystem::path> RunFolder::checkpoints() const {
   std::vector<std::filesystem::path> found;
@@ -71,7 +79,8 @@ std::vector<std::filesystem::path> RunFolder::checkpoints() const {
     const std::string name = entry.path().filename().string();
     if (name.starts_with("step_") && name.ends_with(".h5")) found.push_back(entry.path());
   }
-  FOVEA_CHECK(!error || error == std::errc::no_such_file_or_directory, "run: cannot look into ", (path_ / "checkpoints").string(), ": ", error.message());
+  FOVEA_CHECK(!error || error == std::errc::no_such_file_or_directory, "run: cannot look into ",
+              (path_ / "checkpoints").string(), ": ", error.message());
   std::sort(found.begin(), found.end(), std::greater<>());
   return found;
 }

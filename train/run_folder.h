@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// runs/<name>-<time>/: config.toml (resolved), metrics.jsonl, events.out.tfevents.*, checkpoints/step_<n>.h5 and best.h5,
-// sample.txt, report.html.
+// runs/<name>-<time>/: config.toml (resolved), metrics.jsonl, events.out.tfevents.*,
+// checkpoints/step_<n>.h5 and best.h5, sample.txt, report.html.
 
 #include <cstdint>
 #include <filesystem>
@@ -14,8 +14,10 @@ namespace fovea::train {
 
 class RunFolder {
  public:
-  // Makes <runs>/<name>-<YYYYmmdd-HHMMSS>[-n] and writes config.toml. Throws when the folder cannot be made.
-  static RunFolder create(const std::filesystem::path& runs, const std::string& name, const std::string& resolved_config);
+  // Makes <runs>/<name>-<YYYYmmdd-HHMMSS>[-n] and writes config.toml. Throws when the folder cannot
+  // be made.
+  static RunFolder create(const std::filesystem::path& runs, const std::string& name,
+                          const std::string& resolved_config);
   // An existing one; throws naming what is missing.
   static RunFolder open(const std::filesystem::path& path);
 
@@ -30,7 +32,8 @@ class RunFolder {
   void save_best(const Checkpoint& checkpoint) const;
   // Newest first.
   std::vector<std::filesystem::path> checkpoints() const;
-  // The newest one that can be read; each one that cannot is told about in `skipped`. Throws when there is none.
+  // The newest one that can be read; each one that cannot is told about in `skipped`. Throws when
+  // there is none.
   Checkpoint latest(std::vector<std::string>& skipped) const;
   // "best" (or, without one, the latest), "last", or a path.
   Checkpoint load(const std::string& which) const;

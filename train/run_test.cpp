@@ -26,7 +26,8 @@ namespace {
 class Run : public testing::Test {
  protected:
   void SetUp() override {
-    folder = std::filesystem::temp_directory_path() / ("fovea_run_test." + std::to_string(getpid()));
+    folder =
+        std::filesystem::temp_directory_path() / ("fovea_run_test." + std::to_string(getpid()));
     std::filesystem::create_directories(folder);
   }
   void TearDown() override { std::filesystem::remove_all(folder); }
@@ -37,8 +38,15 @@ TEST_F(Run, MetricsComeBackExactlyAndLaterStepsAreDropped) {
   const double third = 1.0 / 3.0;
   {
     MetricsWriter writer(folder, 0);
-    for (int64_t step = 1; step <= 4; ++step) writer.write({step, 10 * step, third, "train", {{"loss", third / static_cast<double>(step)}}});
-    writer.write({4, 40, 1.0, "val", {{"loss", std::numeric_limits<double>::quiet_NaN()}, {"top", -std::numeric_limits<double>::infinity()}}});
+    for (int64_t step = 1; step <= 4; ++step)
+      writer.write(
+          {step, 10 * step, third, "train", {{"loss", third / static_cast<double>(step)}}});
+    writer.write({4,
+                  40,
+                  1.0,
+                  "val",
+                  {{"loss", std::numeric_limits<double>::quiet_NaN()},
+                   {"top", -std::numeric_limits<double>::infinity()}}});
   }
   std::ofstream(folder / "metrics.jsonl", std::ios::app) << "{\"step\": 5, \"to";
   std::vector<Metrics> all = read_metrics(folder / "metrics.jsonl");
@@ -46,12 +54,16 @@ TEST_F(Run, MetricsComeBackExactlyAndLaterStepsAreDropped) {
   EXPECT_EQ(all[2].value("loss"), third / 3.0);
   EXPECT_TRUE(std::isnan(all[4].value("loss")));
   EXPECT_EQ(all[4].value("top"), -std::numeric_limits<double>::infinity());
-  { MetricsWriter resumed(folder, 2); resumed.write({3, 30, 0.5, "train", {{"loss", 7.0}}}); }
+  {
+    MetricsWriter resumed(folder, 2);
+    resumed.write({3, 30, 0.5, "train", {{"loss", 7.0}}});
+  }
   all = read_metrics(folder / "metrics.jsonl");
   ASSERT_EQ(all.size(), 3u);
   EXPECT_EQ(all[1].value("loss"), third / 2.0);
   EXPECT_EQ(all[2].value("loss"), 7.0);
-  replace_file(folder / "metrics.jsonl", "{\"step\": 1, \"tokens\": 1, \"time_s\": 0, \"split\": \"train\"}\nrubbish\n");
+  replace_file(folder / "metrics.jsonl",
+               "{\"step\": 1, \"tokens\": 1, \"time_s\": 0, \"split\": \"train\"}\nrubbish\n");
   try {
     read_metrics(folder / "metrics.jsonl");
     FAIL();
@@ -61,16 +73,23 @@ TEST_F(Run, MetricsComeBackExactlyAndLaterStepsAreDropped) {
 }
 
 TEST_F(Run, MetricsOfAnotherShapeAreNamedByLine) {
-  const std::string good = R"({"step": 1, "tokens": 2, "time_s": 0.5, "split": "train", "loss": "inf"})";
-  for (const auto& [line, part] : std::vector<std::pair<std::string, std::string>>{{"", "parse error"},
-                                                                                   {"[]", "expected an object"},
-                                                                                   {"\xff", "parse error"},
-                                                                                   {R"({"step": 1})", "'tokens' not found"},
-                                                                                   {R"({"step": 1e300, "tokens": 2, "time_s": 1, "split": "train"})", "step is 1e+300; expected an integer"},
-                                                                                   {R"({"step": 99999999999999999999, "tokens": 2, "time_s": 1, "split": "train"})", "step is 1e+20; expected an integer"},
-                                                                                   {R"({"step": 1, "tokens": -2, "time_s": 1, "split": "train"})", "tokens is -2; expected an integer of 0 or more"},
-                                                                                   {R"({"step": 1, "tokens": 2, "time_s": "soon", "split": "train"})", "\"soon\" is no number"},
-                                                                                   {R"({"step": 1, "tokens": 2, "time_s": 1, "split": "train", "loss": [1]})", "must be number"}}) {
+  const std::string good =
+      R"({"step": 1, "tokens": 2, "time_s": 0.5, "split": "train", "loss": "inf"})";
+  for (const auto& [line, part] : std::vector<std::pair<std::string, std::string>>{
+           {"", "parse error"},
+           {"[]", "expected an object"},
+           {"\xff", "parse error"},
+           {R"({"step": 1})", "'tokens' not found"},
+           {R"({"step": 1e300, "tokens": 2, "time_s": 1, "split": "train"})",
+            "step is 1e+300; expected an integer"},
+           {R"({"step": 99999999999999999999, "tokens": 2, "time_s": 1, "split": "train"})",
+            "step is 1e+20; expected an integer"},
+           {R"({"step": 1, "tokens": -2, "time_s": 1, "split": "train"})",
+            "tokens is -2; expected an integer of 0 or more"},
+           {R"({"step": 1, "tokens": 2, "time_s": "soon", "split": "train"})",
+            "\"soon\" is no number"},
+           {R"({"step": 1, "tokens": 2, "time_s": 1, "split": "train", "loss": [1]})",
+            "must be number"}}) {
     replace_file(folder / "metrics.jsonl", good + "\n" + line + "\n");
     try {
       read_metrics(folder / "metrics.jsonl");
@@ -97,7 +116,8 @@ TEST(TensorBoard, RecordsCarryMaskedChecksums) {
   std::memcpy(&of_payload, record.data() + 12 + length, 4);
   EXPECT_EQ(of_length, masked(record.substr(0, 8)));
   EXPECT_EQ(of_payload, masked(record.substr(12, length)));
-  // Event: field 1 double; field 2 varint 300 = AC 02; field 5 of 19 bytes: Value of 17: tag of 10 letters, field 2 float.
+  // Event: field 1 double; field 2 varint 300 = AC 02; field 5 of 19 bytes: Value of 17: tag of 10
+  // letters, field 2 float.
   EXPECT_EQ(record[12], '\x09');
   EXPECT_EQ(record.substr(21, 3), std::string("\x10\xac\x02"));
   EXPECT_EQ(record.substr(24, 6), std::string("\x2a\x13\x0a\x11\x0a\x0a"));
@@ -107,7 +127,8 @@ TEST(TensorBoard, RecordsCarryMaskedChecksums) {
 
 TEST_F(Run, CheckpointsRoundTripAndNameWhatDoesNotFit) {
   Checkpoint checkpoint;
-  checkpoint.tensors = {{"model.a.weight", Tensor::full({3, 2}, 0.1)}, {"optimizer.m.a.weight", Tensor::zeros({3, 2})}};
+  checkpoint.tensors = {{"model.a.weight", Tensor::full({3, 2}, 0.1)},
+                        {"optimizer.m.a.weight", Tensor::zeros({3, 2})}};
   checkpoint.attributes = {{"step", "7"}, {"config", "x = 1\n"}};
   write_checkpoint(folder / "c.h5", checkpoint);
   const Checkpoint back = read_checkpoint(folder / "c.h5");
@@ -125,10 +146,16 @@ TEST_F(Run, CheckpointsRoundTripAndNameWhatDoesNotFit) {
     return std::string("no error");
   };
   const std::string where = "checkpoint " + (folder / "c.h5").string() + ": ";
-  EXPECT_EQ(error([&] { back.restore("model.b.weight", target); }), where + "tensor model.b.weight is missing; was it written by another model or optimizer?");
-  EXPECT_EQ(error([&] { back.restore("model.a.weight", Tensor::zeros({2, 3})); }), where + "model.a.weight is f32 [3, 2] but the model needs f32 [2, 3]");
+  EXPECT_EQ(
+      error([&] { back.restore("model.b.weight", target); }),
+      where + "tensor model.b.weight is missing; was it written by another model or optimizer?");
+  EXPECT_EQ(error([&] {
+              back.restore("model.a.weight", Tensor::zeros({2, 3}));
+            }),
+            where + "model.a.weight is f32 [3, 2] but the model needs f32 [2, 3]");
   EXPECT_EQ(error([&] { back.attribute("samples"); }), where + "attribute samples is missing");
-  EXPECT_EQ(error([&] { back.integer("config"); }), where + "attribute config is \"x = 1\n\"; expected a number");
+  EXPECT_EQ(error([&] { back.integer("config"); }),
+            where + "attribute config is \"x = 1\n\"; expected a number");
 }
 
 TEST_F(Run, FoldersKeepTheNewestCheckpointsAndPassOverBrokenOnes) {
@@ -155,12 +182,18 @@ TEST(Plot, TicksAreRoundNumbersInsideTheRange) {
   EXPECT_EQ(ticks(130.0, 1300.0, 4).front(), 500.0);
   EXPECT_EQ(tick_label(12000.0), "12k");
   // Ranges that doubles cannot divide, and none: few ticks, and an end.
-  for (const auto& [low, high] : {std::pair{-9.3e18, -9.2233720368547748e18}, {1e300, 1e300}, {-1e308, 1e308}, {0.0, 5e-324}, {1e16, 1e16 + 4}}) EXPECT_LE(ticks(low, high, 8).size(), 17u) << low;
+  for (const auto& [low, high] : {std::pair{-9.3e18, -9.2233720368547748e18},
+                                  {1e300, 1e300},
+                                  {-1e308, 1e308},
+                                  {0.0, 5e-324},
+                                  {1e16, 1e16 + 4}})
+    EXPECT_LE(ticks(low, high, 8).size(), 17u) << low;
   EXPECT_EQ(tick_label(0.0005), "5.0e-04");
 }
 
 TEST(Plot, NonFiniteValuesBreakTheLineAndTextIsEscaped) {
-  const Plot plot{"a < b", "step", "", {{"x & y", 0, {{0, 1}, {1, NAN}, {2, 3}, {3, 2}}, false, false}}};
+  const Plot plot{
+      "a < b", "step", "", {{"x & y", 0, {{0, 1}, {1, NAN}, {2, 3}, {3, 2}}, false, false}}};
   const std::string svg = to_svg(plot);
   EXPECT_NE(svg.find("a &lt; b"), std::string::npos);
   EXPECT_NE(svg.find("x &amp; y"), std::string::npos);
@@ -174,15 +207,22 @@ TEST(Plot, NonFiniteValuesBreakTheLineAndTextIsEscaped) {
 TEST_F(Run, AReportHoldsEveryRunItsDifferencesAndItsSample) {
   for (const std::string name : {"one", "two"}) {
     std::filesystem::create_directories(folder / name);
-    replace_file(folder / name / "config.toml", "name = \"" + name + "\"\n\n[train]\nsteps = " + (name == "one" ? "3" : "4") + "\nbatch = 2\n");
+    replace_file(folder / name / "config.toml", "name = \"" + name + "\"\n\n[train]\nsteps = " +
+                                                    (name == "one" ? "3" : "4") + "\nbatch = 2\n");
     MetricsWriter writer(folder / name, 0);
-    for (int64_t step = 1; step <= 3; ++step) writer.write({step, step, 1.0, "train", {{"loss", 1.0 / static_cast<double>(step)}, {"units_per_s", 5.0}}});
+    for (int64_t step = 1; step <= 3; ++step)
+      writer.write({step,
+                    step,
+                    1.0,
+                    "train",
+                    {{"loss", 1.0 / static_cast<double>(step)}, {"units_per_s", 5.0}}});
     writer.write({3, 3, 1.0, "val", {{"loss", 0.625}, {"accuracy", 0.5}}});
   }
   replace_file(folder / "one" / "sample.txt", "<b>bold</b>");
   write_report({folder / "one", folder / "two"}, folder / "page.html");
   const std::string page = read_file(folder / "page.html");
-  for (const char* part : {"0.6250", "train.steps", "&lt;b&gt;bold", "<td>3</td><td>4</td>"}) EXPECT_NE(page.find(part), std::string::npos) << part;
+  for (const char* part : {"0.6250", "train.steps", "&lt;b&gt;bold", "<td>3</td><td>4</td>"})
+    EXPECT_NE(page.find(part), std::string::npos) << part;
   EXPECT_EQ(page.find("train.batch"), std::string::npos);
   EXPECT_EQ(page.find("http"), std::string::npos);  // nothing from outside
   EXPECT_NE(read_file(folder / "curves.csv").find("one,val,3,1,accuracy,0.5"), std::string::npos);
@@ -197,7 +237,8 @@ TEST(Progress, FormatsAndPrintsPlainLinesWithoutATerminal) {
   std::ostringstream out;
   Progress progress(out, false);
   progress.update({10, 10, 1.25, 3e-4, 26800.0, "tok", 0.41, 0.0, int64_t{312} << 20});
-  EXPECT_EQ(out.str(), "step 10/10  loss 1.2500  lr 3.00e-04  26.8k tok/s  41 % of peak  312 MiB\n");
+  EXPECT_EQ(out.str(),
+            "step 10/10  loss 1.2500  lr 3.00e-04  26.8k tok/s  41 % of peak  312 MiB\n");
 }
 
 }  // namespace

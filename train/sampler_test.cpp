@@ -9,12 +9,15 @@
 namespace fovea::train {
 namespace {
 
-Tensor logits(const std::vector<float>& values) { return Tensor::from(values, {static_cast<int64_t>(values.size())}); }
+Tensor logits(const std::vector<float>& values) {
+  return Tensor::from(values, {static_cast<int64_t>(values.size())});
+}
 
 std::array<int, 4> histogram(const SamplerOptions& options, int draws) {
   const Tensor l = logits({std::log(0.1f), std::log(0.2f), std::log(0.3f), std::log(0.4f)});
   std::array<int, 4> counts{};
-  for (int i = 0; i < draws; ++i) ++counts[static_cast<size_t>(choose_token(l, options, static_cast<uint64_t>(i)))];
+  for (int i = 0; i < draws; ++i)
+    ++counts[static_cast<size_t>(choose_token(l, options, static_cast<uint64_t>(i)))];
   return counts;
 }
 

@@ -21,9 +21,13 @@ std::string varint(uint64_t value) {
   return bytes + static_cast<char>(value);
 }
 
-std::string message(char key, std::string_view content) { return key + varint(content.size()) + std::string(content); }
+std::string message(char key, std::string_view content) {
+  return key + varint(content.size()) + std::string(content);
+}
 
-std::string masked_crc(std::string_view bytes) { return raw(std::rotr(crc32c(bytes), 15) + 0xA282EAD8u); }
+std::string masked_crc(std::string_view bytes) {
+  return raw(std::rotr(crc32c(bytes), 15) + 0xA282EAD8u);
+}
 
 std::string record(std::string_view payload) {
   const std::string length = raw(static_cast<uint64_t>(payload.size()));
@@ -46,12 +50,16 @@ uint32_t crc32c(std::string_view bytes) {
   return ~crc;
 }
 
-// Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary {1 Value {1 tag, 2 float simple_value}}
-std::string tensorboard_header(double wall_time) { return record("\x09" + raw(wall_time) + message('\x1a', "brain.Event:2")); }
+// Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary {1 Value {1 tag, 2
+// float simple_value}}
+std::string tensorboard_header(double wall_time) {
+  return record("\x09" + raw(wall_time) + message('\x1a', "brain.Event:2"));
+}
 
 std::string tensorboard_scalar(double wall_time, int64_t step, std::string_view tag, float value) {
   const std::string entry = message('\x0a', tag) + "\x15" + raw(value);
-  return record("\x09" + raw(wall_time) + "\x10" + varint(static_cast<uint64_t>(step)) + message('\x2a', message('\x0a', entry)));
+  return record("\x09" + raw(wall_time) + "\x10" + varint(static_cast<uint64_t>(step)) +
+                message('\x2a', message('\x0a', entry)));
 }
 
 }  // namespace fovea::train

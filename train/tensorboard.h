@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// TensorBoard event records, byte by byte: u64 length, masked CRC-32C of it, payload (protobuf Event), masked CRC-32C.
+// TensorBoard event records, byte by byte: u64 length, masked CRC-32C of it, payload (protobuf
+// Event), masked CRC-32C.
 
 #include <cstdint>
 #include <string>

@@ -17,13 +17,21 @@ data::Batch slice(const data::Batch& batch, int64_t begin, int64_t end) {
   return {cut(batch.inputs), cut(batch.targets), cut(batch.soft_targets)};
 }
 
-// Evaluations come late in a run: held-out data that the model cannot take are refused at its start.
+// Evaluations come late in a run: held-out data that the model cannot take are refused at its
+// start.
 void check_held_out(const data::Description& train, const data::Description& val) {
-  FOVEA_CHECK(val.channels == train.channels && val.height == train.height && val.width == train.width, "data ", train.name, ": held-out images are ",
-              val.channels, " x ", val.height, " x ", val.width, ", but training images are ", train.channels, " x ", train.height, " x ", train.width);
-  FOVEA_CHECK(val.classes <= train.classes, "data ", train.name, ": held-out labels go up to ", val.classes - 1, ", but training has ", train.classes, " classes");
-  FOVEA_CHECK(val.vocab_size <= train.vocab_size, "data ", train.name, ": the held-out vocabulary of ", val.vocab_size, " passes that of training, ", train.vocab_size);
-  FOVEA_CHECK(val.context <= train.context, "data ", train.name, ": held-out sequences of ", val.context, " tokens are longer than the ", train.context, " of training");
+  FOVEA_CHECK(
+      val.channels == train.channels && val.height == train.height && val.width == train.width,
+      "data ", train.name, ": held-out images are ", val.channels, " x ", val.height, " x ",
+      val.width, ", but training images are ", train.channels, " x ", train.height, " x ",
+      train.width);
+  FOVEA_CHECK(val.classes <= train.classes, "data ", train.name, ": held-out labels go up to ",
+              val.classes - 1, ", but training has ", train.classes, " classes");
+  FOVEA_CHECK(val.vocab_size <= train.vocab_size, "data ", train.name,
+              ": the held-out vocabulary of ", val.vocab_size, " passes that of training, ",
+              train.vocab_size);
+  FOVEA_CHECK(val.context <= train.context, "data ", train.name, ": held-out sequences of ",
+              val.context, " tokens are longer than the ", train.context, " of training");
 }
 
 std::string exact(double value) {
@@ -44,8 +52,8 @@ Trainer::Trainer(Experiment& experiment) : experiment_(experiment) {
   const TrainOptions& train = experiment.train;
   parse_device(train.device);
   if (train.threads > 0) set_num_threads(static_cast<int>(train.threads));
-  FOVEA_CHECK(train.micro_batch == 0 || train.batch % train.micro_batch == 0, "train: micro_batch ", train.micro_batch,
-              " does not divide batch ", train.batch);
+  FOVEA_CHECK(train.micro_batch == 0 || train.batch % train.micro_batch == 0, "train: micro_batch ",
+              train.micro_batch, " does not divide batch ", train.batch);
   const auto seed = static_cast<uint64_t>(train.seed);
   train_source_ = data::make_source(experiment.data, data::Split::train);
   val_source_ = data::make_source(experiment.data, data::Split::val);
@@ -62,7 +70,7 @@ Trainer::Trainer(Experiment& experiment) : experiment_(experiment) {
   if (train.ema > 0.0) ema_ = std::make_unique<Ema>(parameters_, train.ema);
 }
 
-// ---- one step ----------------------------------------------------------------------------------------------------
+// ---- one step -----------------------------------------------------------------------------------
 
 Trainer::StepResult Trainer::step() { return step(loader_->next()); }
 
@@ -78,21 +86,28 @@ Trainer::StepResult Trainer::step(const data::Batch& batch) {
   model_->module().zero_grad();
   for (int64_t begin = 0; begin < samples; begin += micro) {
     const data::Batch part = slice(batch, begin, std::min(samples, begin + micro));
-    const nn::RandomScope random(static_cast<uint64_t>(train.seed), static_cast<uint64_t>(step_), begin);
-    // Means over parts are weighted by their scored positions, so that accumulation changes nothing.
+    const nn::RandomScope random(static_cast<uint64_t>(train.seed), static_cast<uint64_t>(step_),
+                                 begin);
+    // Means over parts are weighted by their scored positions, so that accumulation changes
+    // nothing.
     const double weight = static_cast<double>(scored_positions(part)) / scored;
     if (weight == 0.0) continue;
     const Variable loss = model_->loss(part, train);
     const double value = loss.value().item();
-    FOVEA_CHECK(std::isfinite(value), "train: the loss of step ", step_ + 1, " is ", value, "; first bad tensor: ",
-                first_nonfinite(parameters_).value_or("none of the parameters (activations overflowed; lower the learning rate)"));
+    FOVEA_CHECK(
+        std::isfinite(value), "train: the loss of step ", step_ + 1, " is ", value,
+        "; first bad tensor: ",
+        first_nonfinite(parameters_)
+            .value_or("none of the parameters (activations overflowed; lower the learning rate)"));
     result.loss += weight * value;
     loss.backward(Tensor::full(loss.shape(), weight, loss.dtype()));
   }
   result.grad_norm = global_norm(parameters_);
-  FOVEA_CHECK(std::isfinite(result.grad_norm), "train: the gradient of step ", step_ + 1, " is not finite; first bad tensor: ",
+  FOVEA_CHECK(std::isfinite(result.grad_norm), "train: the gradient of step ", step_ + 1,
+              " is not finite; first bad tensor: ",
               first_nonfinite(parameters_).value_or("none (the norm overflowed)"));
-  const double factor = train.clip > 0.0 && result.grad_norm > train.clip ? train.clip / result.grad_norm : 1.0;
+  const double factor =
+      train.clip > 0.0 && result.grad_norm > train.clip ? train.clip / result.grad_norm : 1.0;
   result.lr = learning_rate(experiment_.optimizer.lr, experiment_.schedule, step_, train.steps);
   optimizer_->step(result.lr, factor);
   if (ema_) ema_->update();
@@ -100,19 +115,21 @@ Trainer::StepResult Trainer::step(const data::Batch& batch) {
   return result;
 }
 
-// ---- evaluation --------------------------------------------------------------------------------------------------
+// ---- evaluation ---------------------------------------------------------------------------------
 
 EvalSums Trainer::evaluate(int64_t samples) {
   const int64_t all = val_source_->size();
   const int64_t count = samples > 0 ? std::min(samples, all) : all;
-  const int64_t batch = experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch : experiment_.train.batch;
+  const int64_t batch =
+      experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch : experiment_.train.batch;
   std::optional<Ema::Swap> averaged;
   if (ema_) averaged.emplace(*ema_);
   model_->module().train(false);
   EvalSums sums;
   for (int64_t begin = 0; begin < count; begin += batch) {
     std::vector<data::Sample> part;
-    for (int64_t i = begin; i < std::min(count, begin + batch); ++i) part.push_back({i, 0, static_cast<uint64_t>(i)});
+    for (int64_t i = begin; i < std::min(count, begin + batch); ++i)
+      part.push_back({i, 0, static_cast<uint64_t>(i)});
     sums += model_->evaluate(val_source_->make(part, 0));
   }
   model_->module().train(true);
@@ -143,15 +160,19 @@ std::string Trainer::sample_text(int64_t tokens) {
   return written;
 }
 
-// ---- state -------------------------------------------------------------------------------------------------------
+// ---- state --------------------------------------------------------------------------------------
 
 Checkpoint Trainer::save() const {
   Checkpoint checkpoint;
-  for (const nn::NamedParameter& p : parameters_) checkpoint.tensors.emplace_back("model." + p.name, p.variable.value());
-  for (const nn::NamedBuffer& b : model_->module().buffers()) checkpoint.tensors.emplace_back("model." + b.name, *b.tensor);
-  for (const auto& [name, tensor] : optimizer_->state()) checkpoint.tensors.emplace_back("optimizer." + name, tensor);
+  for (const nn::NamedParameter& p : parameters_)
+    checkpoint.tensors.emplace_back("model." + p.name, p.variable.value());
+  for (const nn::NamedBuffer& b : model_->module().buffers())
+    checkpoint.tensors.emplace_back("model." + b.name, *b.tensor);
+  for (const auto& [name, tensor] : optimizer_->state())
+    checkpoint.tensors.emplace_back("optimizer." + name, tensor);
   if (ema_) {
-    for (const auto& [name, tensor] : ema_->state()) checkpoint.tensors.emplace_back("ema." + name, tensor);
+    for (const auto& [name, tensor] : ema_->state())
+      checkpoint.tensors.emplace_back("ema." + name, tensor);
   }
   checkpoint.attributes = {{"config", config::resolved_toml(experiment_)},
                            {"optimizer", experiment_.optimizer.kind},
@@ -165,11 +186,15 @@ Checkpoint Trainer::save() const {
 void Trainer::load(const Checkpoint& checkpoint) {
   // Optimizers share names for their states, but not what they keep in them.
   const auto kind = checkpoint.attributes.find("optimizer");
-  FOVEA_CHECK(kind == checkpoint.attributes.end() || kind->second == experiment_.optimizer.kind, "checkpoint ", checkpoint.source, ": holds the state of optimizer ",
-              kind->second, ", but the config says ", experiment_.optimizer.kind);
-  for (const nn::NamedParameter& p : parameters_) checkpoint.restore("model." + p.name, p.variable.value());
-  for (const nn::NamedBuffer& b : model_->module().buffers()) checkpoint.restore("model." + b.name, *b.tensor);
-  for (const auto& [name, tensor] : optimizer_->state()) checkpoint.restore("optimizer." + name, tensor);
+  FOVEA_CHECK(kind == checkpoint.attributes.end() || kind->second == experiment_.optimizer.kind,
+              "checkpoint ", checkpoint.source, ": holds the state of optimizer ", kind->second,
+              ", but the config says ", experiment_.optimizer.kind);
+  for (const nn::NamedParameter& p : parameters_)
+    checkpoint.restore("model." + p.name, p.variable.value());
+  for (const nn::NamedBuffer& b : model_->module().buffers())
+    checkpoint.restore("model." + b.name, *b.tensor);
+  for (const auto& [name, tensor] : optimizer_->state())
+    checkpoint.restore("optimizer." + name, tensor);
   if (ema_) {
     for (const auto& [name, tensor] : ema_->state()) checkpoint.restore("ema." + name, tensor);
   }
@@ -182,21 +207,23 @@ void Trainer::load(const Checkpoint& checkpoint) {
 
 void Trainer::load_weights(const Checkpoint& checkpoint) {
   const std::string from = ema_ ? "ema." : "model.";
-  for (const nn::NamedParameter& p : parameters_) checkpoint.restore(from + p.name, p.variable.value());
-  for (const nn::NamedBuffer& b : model_->module().buffers()) checkpoint.restore("model." + b.name, *b.tensor);
+  for (const nn::NamedParameter& p : parameters_)
+    checkpoint.restore(from + p.name, p.variable.value());
+  for (const nn::NamedBuffer& b : model_->module().buffers())
+    checkpoint.restore("model." + b.name, *b.tensor);
   ema_.reset();
   step_ = checkpoint.integer("step");
 }
 
-// ---- the loop ----------------------------------------------------------------------------------------------------
+// ---- the loop -----------------------------------------------------------------------------------
 
 // Training time: evaluations, samples and checkpoints are not counted.
 struct Trainer::Clock {
   using Steady = std::chrono::steady_clock;
   Steady::time_point start = Steady::now();
-  double window_s = 0.0;     // since the last metrics line
+  double window_s = 0.0;  // since the last metrics line
   int64_t window_steps = 0;
-  double step_s = 0.0;       // of one step, smoothed for the display
+  double step_s = 0.0;  // of one step, smoothed for the display
   double peak_flops = 0.0;
 
   void begin() { start = Steady::now(); }
@@ -209,15 +236,28 @@ struct Trainer::Clock {
   }
 };
 
-void Trainer::log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics, Progress& progress) {
+void Trainer::log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics,
+                       Progress& progress) {
   const TrainOptions& train = experiment_.train;
   const double units_a_step = static_cast<double>(train.batch * model_->units_per_sample());
-  const auto mfu = [&](double seconds) { return model_->step_flops(train.batch) / seconds / clock.peak_flops; };
-  ProgressState state{step_, train.steps, result.loss, result.lr, units_a_step / clock.step_s, model_->unit(), mfu(clock.step_s),
-                      clock.step_s * static_cast<double>(train.steps - step_), memory_stats().live_bytes};
+  const auto mfu = [&](double seconds) {
+    return model_->step_flops(train.batch) / seconds / clock.peak_flops;
+  };
+  ProgressState state{step_,
+                      train.steps,
+                      result.loss,
+                      result.lr,
+                      units_a_step / clock.step_s,
+                      model_->unit(),
+                      mfu(clock.step_s),
+                      clock.step_s * static_cast<double>(train.steps - step_),
+                      memory_stats().live_bytes};
   if (step_ % train.log_every == 0 || step_ == train.steps) {
     const double a_step = clock.window_s / static_cast<double>(clock.window_steps);
-    metrics.write({step_, units(), seconds_, "train",
+    metrics.write({step_,
+                   units(),
+                   seconds_,
+                   "train",
                    {{"loss", result.loss},
                     {"lr", result.lr},
                     {"grad_norm", result.grad_norm},
@@ -231,17 +271,24 @@ void Trainer::log_step(const StepResult& result, Clock& clock, MetricsWriter& me
   progress.update(state);
 }
 
-void Trainer::log_evaluation(const EvalSums& sums, const RunFolder& folder, MetricsWriter& metrics, Progress& progress) {
+void Trainer::log_evaluation(const EvalSums& sums, const RunFolder& folder, MetricsWriter& metrics,
+                             Progress& progress) {
   const double loss = sums.loss / sums.scored, accuracy = sums.correct / sums.scored;
-  metrics.write({step_, units(), seconds_, "val", {{"loss", loss}, {"accuracy", accuracy}, {"scored", sums.scored}}});
+  metrics.write({step_,
+                 units(),
+                 seconds_,
+                 "val",
+                 {{"loss", loss}, {"accuracy", accuracy}, {"scored", sums.scored}}});
   const bool better = !best_ || loss < *best_;
-  progress.message(concat("  step ", step_, ": held-out loss ", fixed(loss, 4), ", accuracy ", fixed(100.0 * accuracy, 2), " %", better ? "  (best)" : ""));
+  progress.message(concat("  step ", step_, ": held-out loss ", fixed(loss, 4), ", accuracy ",
+                          fixed(100.0 * accuracy, 2), " %", better ? "  (best)" : ""));
   if (!better) return;
   best_ = loss;
   folder.save_best(save());
 }
 
-Outcome Trainer::train(const RunFolder& folder, const std::atomic<int>& stop, std::ostream& out, bool terminal) {
+Outcome Trainer::train(const RunFolder& folder, const std::atomic<int>& stop, std::ostream& out,
+                       bool terminal) {
   const TrainOptions& train = experiment_.train;
   MetricsWriter metrics(folder.path(), step_);
   Progress progress(out, terminal);
@@ -254,7 +301,8 @@ Outcome Trainer::train(const RunFolder& folder, const std::atomic<int>& stop, st
     if (saved != step_) folder.save(save(), step_, train.keep_last);
     saved = step_;
   };
-  // A sample that cannot be made (a damaged image, say) ends the run, but costs none of the steps before it.
+  // A sample that cannot be made (a damaged image, say) ends the run, but costs none of the steps
+  // before it.
   const auto next_batch = [&] {
     try {
       return loader_->next();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The training loop. One step: for every micro-batch forward and backward, clip by the global norm, update, average.
-// Everything a step does is a function of (checkpoint, config, step): resuming gives the same bits as not stopping.
+// The training loop. One step: for every micro-batch forward and backward, clip by the global norm,
+// update, average. Everything a step does is a function of (checkpoint, config, step): resuming
+// gives the same bits as not stopping.
 
 #include <atomic>
 #include <chrono>
@@ -31,7 +32,8 @@ struct Outcome {
 
 class Trainer {
  public:
-  // Builds data, model and optimizer; touches no file of the run folder. The experiment outlives the trainer.
+  // Builds data, model and optimizer; touches no file of the run folder. The experiment outlives
+  // the trainer.
   explicit Trainer(Experiment& experiment);
 
   // The whole state. load() throws naming the tensor that is missing or does not fit.
@@ -40,13 +42,16 @@ class Trainer {
   // Only the weights (averaged ones where there are any): what evaluation and sampling need.
   void load_weights(const Checkpoint& checkpoint);
 
-  // Trains to the last step, or until `stop` holds a signal's number; logs to the run folder and the terminal.
-  Outcome train(const RunFolder& folder, const std::atomic<int>& stop, std::ostream& out, bool terminal);
+  // Trains to the last step, or until `stop` holds a signal's number; logs to the run folder and
+  // the terminal.
+  Outcome train(const RunFolder& folder, const std::atomic<int>& stop, std::ostream& out,
+                bool terminal);
 
   // Held-out sums, with the averaged weights if there are any. samples 0: all.
   EvalSums evaluate(int64_t samples);
 
-  // Text that the (averaged) model writes after a line break; empty for models that are not about text.
+  // Text that the (averaged) model writes after a line break; empty for models that are not about
+  // text.
   std::string sample_text(int64_t tokens);
 
   // One optimizer step. Throws naming the first bad tensor when loss or gradient is not finite.
@@ -65,7 +70,8 @@ class Trainer {
   struct Clock;
   StepResult step(const data::Batch& batch);
   void log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics, Progress& progress);
-  void log_evaluation(const EvalSums& sums, const RunFolder& folder, MetricsWriter& metrics, Progress& progress);
+  void log_evaluation(const EvalSums& sums, const RunFolder& folder, MetricsWriter& metrics,
+                      Progress& progress);
   int64_t units() const { return step_ * experiment_.train.batch * model_->units_per_sample(); }
 
   Experiment& experiment_;

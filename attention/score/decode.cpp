@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A few queries over many keys, as in decoding: limited by reading k and v, once. All query heads of a key head share one pass over
-// it. Keys are split into spans of 1024, so that one sequence occupies every core; spans are merged in order, by the rule's own
-// rescaling. No format but f32 (f64): sums of few rows gain nothing from wider products.
+// A few queries over many keys, as in decoding: limited by reading k and v, once. All query heads
+// of a key head share one pass over it. Keys are split into spans of 1024, so that one sequence
+// occupies every core; spans are merged in order, by the rule's own rescaling. No format but f32
+// (f64): sums of few rows gain nothing from wider products.
 #include "attention/score/engine.h"
 #include "core/parallel.h"
 
@@ -12,7 +13,8 @@ constexpr int64_t kSpan = 16 * kTile;  // keys
 
 // Weights of keys [first, last) for all queries of one key head: rows r = (h in the group, i).
 template <typename F>
-void decode_span(const Call<F>& call, const typename F::Acc* q, int64_t b, int64_t hk, int64_t first, int64_t last, typename F::Acc* m, typename F::Acc* l,
+void decode_span(const Call<F>& call, const typename F::Acc* q, int64_t b, int64_t hk,
+                 int64_t first, int64_t last, typename F::Acc* m, typename F::Acc* l,
                  typename F::Acc* acc) {
   using Acc = typename F::Acc;
   const Problem& p = call.p;
@@ -21,15 +23,21 @@ void decode_span(const Call<F>& call, const typename F::Acc* q, int64_t b, int64
   for (int64_t j = first; j < last; j += kTile) {
     const int64_t columns = std::min(kTile, last - j);
     bool skip = true;
-    for (int64_t g = 0; g < p.group() && skip; ++g) skip = call.mask.classify(b, hk * p.group() + g, 0, p.N, j, j + columns, p.N, p.M) == TileClass::skip;
+    for (int64_t g = 0; g < p.group() && skip; ++g)
+      skip = call.mask.classify(b, hk * p.group() + g, 0, p.N, j, j + columns, p.N, p.M) ==
+             TileClass::skip;
     if (skip) continue;
     F::load_numbers(k.data(), rows_of(call.in.k, b, hk, j, columns));
     call.rotate(k.data(), j, columns, Acc{1});
     F::few_dots(s.data(), q, rows, k.data(), columns, p.D);
-    for (int64_t r = 0; r < rows; ++r) call.finish_scores(s.data() + r * kTile, nullptr, b, hk * p.group() + r / p.N, r % p.N, j, columns, false);
-    F::forward_rows(call.rule, {call.rule.rule, s.data(), rows, columns, call.rule_scale(), m, l, acc, p.Dv});
+    for (int64_t r = 0; r < rows; ++r)
+      call.finish_scores(s.data() + r * kTile, nullptr, b, hk * p.group() + r / p.N, r % p.N, j,
+                         columns, false);
+    F::forward_rows(call.rule,
+                    {call.rule.rule, s.data(), rows, columns, call.rule_scale(), m, l, acc, p.Dv});
     if (call.options.dropout > 0.0) {
-      for (int64_t r = 0; r < rows; ++r) call.drop(s.data() + r * kTile, b, hk * p.group() + r / p.N, r % p.N, 1, j, columns);
+      for (int64_t r = 0; r < rows; ++r)
+        call.drop(s.data() + r * kTile, b, hk * p.group() + r / p.N, r % p.N, 1, j, columns);
     }
     F::few_sums(acc, s.data(), rows, rows_of(call.in.v, b, hk, j, columns));
   }
@@ -39,8 +47,10 @@ template <typename F>
 void decode(const Call<F>& call, const ScoreResult& result) {
   using Acc = typename F::Acc;
   const Problem& p = call.p;
-  const int64_t rows = p.group() * p.N, heads = p.B * p.Hkv, spans = std::max<int64_t>(1, (p.M + kSpan - 1) / kSpan), state = rows * (p.Dv + 2);
-  const Scratch<Acc> partial(heads * spans * state, Acc{0});  // of each span: acc [rows, Dv], m [rows], l [rows]
+  const int64_t rows = p.group() * p.N, heads = p.B * p.Hkv,
+                spans = std::max<int64_t>(1, (p.M + kSpan - 1) / kSpan), state = rows * (p.Dv + 2);
+  const Scratch<Acc> partial(heads * spans * state,
+                             Acc{0});  // of each span: acc [rows, Dv], m [rows], l [rows]
   parallel_for_each(0, heads * spans, [&](int64_t task) {
     const int64_t b = task / spans / p.Hkv, hk = task / spans % p.Hkv, span = task % spans;
     Acc *acc = partial.data() + task * state, *m = acc + rows * p.Dv, *l = m + rows;
@@ -51,7 +61,8 @@ void decode(const Call<F>& call, const ScoreResult& result) {
       call.rotate(q.data() + g * p.N * p.D, call.query_offset(), p.N, Acc{1});
       // A sink is one key more, which the first span sees.
       const bool sink = call.in.sink.defined() && span == 0;
-      std::fill_n(m + g * p.N, p.N, sink ? call.in.sink.template data<Acc>()[h] : static_cast<Acc>(-INFINITY));
+      std::fill_n(m + g * p.N, p.N,
+                  sink ? call.in.sink.template data<Acc>()[h] : static_cast<Acc>(-INFINITY));
       std::fill_n(l + g * p.N, p.N, sink ? Acc{1} : Acc{0});
     }
     decode_span(call, q.data(), b, hk, span * kSpan, std::min(p.M, (span + 1) * kSpan), m, l, acc);
@@ -61,17 +72,20 @@ void decode(const Call<F>& call, const ScoreResult& result) {
       Acc *acc = partial.data() + head * spans * state, *m = acc + rows * p.Dv, *l = m + rows;
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t span = 1; span < spans; ++span) {
-          const Acc *other = acc + span * state, other_m = other[rows * p.Dv + r], other_l = other[rows * (p.Dv + 1) + r];
+          const Acc *other = acc + span * state, other_m = other[rows * p.Dv + r],
+                    other_l = other[rows * (p.Dv + 1) + r];
           Acc ours{1}, theirs{1};
           if (call.rule.online) {
-            if (other_m == static_cast<Acc>(-INFINITY) && other_l == Acc{0}) continue;  // it saw nothing
+            if (other_m == static_cast<Acc>(-INFINITY) && other_l == Acc{0})
+              continue;  // it saw nothing
             const Acc top = std::max(m[r], other_m);
             ours = m[r] == top ? Acc{1} : std::exp(m[r] - top);
             theirs = other_m == top ? Acc{1} : std::exp(other_m - top);
             m[r] = top;
           }
           l[r] = ours * l[r] + theirs * other_l;
-          for (int64_t d = 0; d < p.Dv; ++d) acc[r * p.Dv + d] = ours * acc[r * p.Dv + d] + theirs * other[r * p.Dv + d];
+          for (int64_t d = 0; d < p.Dv; ++d)
+            acc[r * p.Dv + d] = ours * acc[r * p.Dv + d] + theirs * other[r * p.Dv + d];
         }
         const RowEnd<Acc> finished = finish_row(call.rule, m[r], l[r]);
         for (int64_t d = 0; d < p.Dv; ++d) acc[r * p.Dv + d] *= finished.factor;
@@ -87,9 +101,12 @@ void decode(const Call<F>& call, const ScoreResult& result) {
 
 bool is_decode(const Problem& p) { return p.N <= 4; }
 
-void decode_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in, const Mask& mask, const ScoreOptions& options, const ScoreResult& result) {
-  if (in.q.dtype() == Dtype::f64) decode(Call<F64>(rule, p, in, mask, options, false), result);
-  else decode(Call<F32>(rule, p, in, mask, options, false), result);
+void decode_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
+                    const Mask& mask, const ScoreOptions& options, const ScoreResult& result) {
+  if (in.q.dtype() == Dtype::f64)
+    decode(Call<F64>(rule, p, in, mask, options, false), result);
+  else
+    decode(Call<F32>(rule, p, in, mask, options, false), result);
 }
 
 }  // namespace fovea::attention

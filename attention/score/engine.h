@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What forward, backward and decode of the score engine share about one call: sizes, rotary tables, packed keys and values, and
-// which parts of a tile are computed. Internal to attention/score/.
+// What forward, backward and decode of the score engine share about one call: sizes, rotary tables,
+// packed keys and values, and which parts of a tile are computed. Internal to attention/score/.
 
 #include <memory>
 #include <vector>
@@ -25,7 +25,8 @@ struct Problem {
 };
 
 // Throws naming what does not fit.
-Problem check_problem(const ScoreRule& rule, const ScoreInputs& in, const Mask& mask, const ScoreOptions& options);
+Problem check_problem(const ScoreRule& rule, const ScoreInputs& in, const Mask& mask,
+                      const ScoreOptions& options);
 
 // Inputs with unit last strides; slopes in f32, sink and bias in the accumulators' dtype.
 ScoreInputs prepared_inputs(const ScoreInputs& in);
@@ -35,21 +36,23 @@ struct Part {
   int64_t i, rows, j, columns;
 };
 
-// Rotary positions (2104.09864): [positions, D] cosines, and sines with the sign that a channel's partner is multiplied by. Tables
-// outlive calls (a layer asks for the same one at every step); one is replaced by a longer one when positions grow. Null for
-// Rope::none.
+// Rotary positions (2104.09864): [positions, D] cosines, and sines with the sign that a channel's
+// partner is multiplied by. Tables outlive calls (a layer asks for the same one at every step); one
+// is replaced by a longer one when positions grow. Null for Rope::none.
 template <typename Acc>
 struct RotaryTable {
   int64_t positions;
   std::vector<Acc> cosine, sine;
 };
 template <typename Acc>
-std::shared_ptr<const RotaryTable<Acc>> rotary_table(Rope kind, double base, int64_t positions, int64_t dim);
+std::shared_ptr<const RotaryTable<Acc>> rotary_table(Rope kind, double base, int64_t positions,
+                                                     int64_t dim);
 
 // Rows [i0, i0 + rows) of a [B, H, N, D] view at (b, h).
 inline TileRows rows_of(const Tensor& t, int64_t b, int64_t h, int64_t i0, int64_t rows) {
   const int64_t first = b * t.stride(0) + h * t.stride(1) + i0 * t.stride(2);
-  return {static_cast<std::byte*>(t.raw()) + first * size_of(t.dtype()), t.dtype(), t.stride(2), rows, t.dim(3)};
+  return {static_cast<std::byte*>(t.raw()) + first * size_of(t.dtype()), t.dtype(), t.stride(2),
+          rows, t.dim(3)};
 }
 
 // One call in one format.
@@ -63,21 +66,32 @@ struct Call {
   const ScoreInputs& in;
   const Mask& mask;
   const ScoreOptions& options;
-  // Hidden keys are not computed at all, instead of getting weight 0: inputs hold a NaN or an infinity, and 0 NaN is NaN.
+  // Hidden keys are not computed at all, instead of getting weight 0: inputs hold a NaN or an
+  // infinity, and 0 NaN is NaN.
   const bool exact;
   const std::shared_ptr<const RotaryTable<Acc>> rotary;
 
-  Call(const ScoreRule& r, const Problem& problem, const ScoreInputs& inputs, const Mask& m, const ScoreOptions& o, bool exact_parts)
-      : rule(r), p(problem), in(inputs), mask(m), options(o), exact(exact_parts), rotary(rotary_table<Acc>(o.rope, o.rope_base, problem.M, problem.D)) {}
+  Call(const ScoreRule& r, const Problem& problem, const ScoreInputs& inputs, const Mask& m,
+       const ScoreOptions& o, bool exact_parts)
+      : rule(r),
+        p(problem),
+        in(inputs),
+        mask(m),
+        options(o),
+        exact(exact_parts),
+        rotary(rotary_table<Acc>(o.rope, o.rope_base, problem.M, problem.D)) {}
 
   static int64_t words(int64_t numbers) { return (numbers + F::kPack - 1) / F::kPack; }
   int64_t query_offset() const { return p.M - p.N; }  // queries are the last N positions
 
   void rotate(Acc* x, int64_t position, int64_t rows, Acc direction) const {
-    if (rotary) F::rotate(x, rows, p.D, rotary->cosine.data() + position * p.D, rotary->sine.data() + position * p.D, options.rope == Rope::interleaved, direction);
+    if (rotary)
+      F::rotate(x, rows, p.D, rotary->cosine.data() + position * p.D,
+                rotary->sine.data() + position * p.D, options.rope == Rope::interleaved, direction);
   }
 
-  // Rows as words [rows, words(columns)], turned to their positions when `turned`; numbers [rows, columns] is working memory.
+  // Rows as words [rows, words(columns)], turned to their positions when `turned`; numbers [rows,
+  // columns] is working memory.
   void load(Word* to, Acc* numbers, const TileRows& from, bool turned, int64_t position) const {
     if (!turned || !rotary) return F::load(to, from);
     if constexpr (F::kPack == 1) {
@@ -91,27 +105,36 @@ struct Call {
   }
 
   // Whether raw products need more than a factor before they are scores.
-  bool adjusts() const { return options.softcap > 0.0 || in.alibi_slopes.defined() || in.bias.defined() || p.scale < 0.0; }
+  bool adjusts() const {
+    return options.softcap > 0.0 || in.alibi_slopes.defined() || in.bias.defined() || p.scale < 0.0;
+  }
   Acc rule_scale() const { return adjusts() ? Acc{1} : static_cast<Acc>(p.scale); }
 
   const Acc* bias_row(int64_t b, int64_t h, int64_t i) const {
     const Tensor& t = in.bias;
-    return t.data<Acc>() + ((t.dim(0) == 1 ? 0 : b) * t.dim(1) + (t.dim(1) == 1 ? 0 : h)) * p.N * p.M + i * p.M;
+    return t.data<Acc>() +
+           ((t.dim(0) == 1 ? 0 : b) * t.dim(1) + (t.dim(1) == 1 ? 0 : h)) * p.N * p.M + i * p.M;
   }
 
-  // Raw products of query i with keys [j, j + columns) -> scores, as far as `rule_scale` leaves them; hidden ones -inf unless the
-  // part is known to be whole. capped (or null): derivatives of the soft-cap.
-  void finish_scores(Acc* s, Acc* capped, int64_t b, int64_t h, int64_t i, int64_t j, int64_t columns, bool whole) const {
+  // Raw products of query i with keys [j, j + columns) -> scores, as far as `rule_scale` leaves
+  // them; hidden ones -inf unless the part is known to be whole. capped (or null): derivatives of
+  // the soft-cap.
+  void finish_scores(Acc* s, Acc* capped, int64_t b, int64_t h, int64_t i, int64_t j,
+                     int64_t columns, bool whole) const {
     if (adjusts()) {
-      const double slope = in.alibi_slopes.defined() ? static_cast<double>(in.alibi_slopes.template data<float>()[h]) : 0.0;
-      F::adjust(s, columns, p.scale, options.softcap, slope, i + query_offset() - j, in.bias.defined() ? bias_row(b, h, i) + j : nullptr, capped);
+      const double slope = in.alibi_slopes.defined()
+                               ? static_cast<double>(in.alibi_slopes.template data<float>()[h])
+                               : 0.0;
+      F::adjust(s, columns, p.scale, options.softcap, slope, i + query_offset() - j,
+                in.bias.defined() ? bias_row(b, h, i) + j : nullptr, capped);
     }
     if (whole) return;
     if (mask.is_interval()) {
       int64_t first, last;
       mask.limits(i, p.N, p.M, first, last);
       for (int64_t c = 0; c < std::clamp<int64_t>(first - j, 0, columns); ++c) s[c] = -INFINITY;
-      for (int64_t c = std::clamp<int64_t>(last - j, 0, columns); c < columns; ++c) s[c] = -INFINITY;
+      for (int64_t c = std::clamp<int64_t>(last - j, 0, columns); c < columns; ++c)
+        s[c] = -INFINITY;
     } else {
       for (int64_t c = 0; c < columns; ++c) {
         if (!mask.allowed(b, h, i, j + c, p.N, p.M)) s[c] = -INFINITY;
@@ -120,16 +143,20 @@ struct Call {
   }
 
   // Multiplies each element of a part by keep / (1 - rate).
-  void drop(Acc* x, int64_t b, int64_t h, int64_t i, int64_t rows, int64_t j, int64_t columns) const {
+  void drop(Acc* x, int64_t b, int64_t h, int64_t i, int64_t rows, int64_t j,
+            int64_t columns) const {
     const uint32_t threshold = dropout_threshold(options.dropout);
     for (int64_t r = 0; r < rows; ++r) {
-      const auto first = static_cast<uint64_t>((((options.first_sample + b) * p.H + h) * p.N + i + r) * p.M + j);
+      const auto first =
+          static_cast<uint64_t>((((options.first_sample + b) * p.H + h) * p.N + i + r) * p.M + j);
       F::drop(x + r * kTile, columns, options.rng, first, threshold, 1.0 / (1.0 - options.dropout));
     }
   }
 
-  // What to compute of the tile of queries [i0, i0 + rows) and keys [j0, j0 + columns), which is not TileClass::skip.
-  void parts(std::vector<Part>& list, TileClass cls, int64_t b, int64_t h, int64_t i0, int64_t rows, int64_t j0, int64_t columns) const {
+  // What to compute of the tile of queries [i0, i0 + rows) and keys [j0, j0 + columns), which is
+  // not TileClass::skip.
+  void parts(std::vector<Part>& list, TileClass cls, int64_t b, int64_t h, int64_t i0, int64_t rows,
+             int64_t j0, int64_t columns) const {
     list.clear();
     if (cls == TileClass::full || (!exact && !mask.is_interval())) {
       list.push_back({0, rows, 0, columns});
@@ -160,16 +187,18 @@ struct Call {
   }
 };
 
-// Keys and values of one (b, key head) in the layouts that products read: keys by lanes, values by rows (forward) or both by lanes
-// and keys by rows (backward). By lanes: [tiles, words(D), 64], a tile transposed,
-// columns past M are 0. By rows: [tiles 64 / pack, D], neighbouring keys in one word.
+// Keys and values of one (b, key head) in the layouts that products read: keys by lanes, values by
+// rows (forward) or both by lanes and keys by rows (backward). By lanes: [tiles, words(D), 64], a
+// tile transposed, columns past M are 0. By rows: [tiles 64 / pack, D], neighbouring keys in one
+// word.
 template <typename F>
 class KeySide {
  public:
   using Word = typename F::Word;
   static int64_t size(const Problem& p, bool backward) {
     const int64_t lanes = p.key_tiles() * kTile, rows = lanes / F::kPack;
-    return lanes * Call<F>::words(p.D) + (backward ? lanes * Call<F>::words(p.Dv) + rows * p.D : rows * p.Dv);
+    return lanes * Call<F>::words(p.D) +
+           (backward ? lanes * Call<F>::words(p.Dv) + rows * p.D : rows * p.Dv);
   }
 
   KeySide(const Call<F>& call, Word* memory, bool backward) : call_(call), backward_(backward) {
@@ -184,20 +213,28 @@ class KeySide {
   bool pack(int64_t b, int64_t hk, int64_t tile) const {
     const Problem& p = call_.p;
     const int64_t j0 = tile * kTile, count = std::min(kTile, p.M - j0);
-    const TileRows k = rows_of(call_.in.k, b, hk, j0, count), v = rows_of(call_.in.v, b, hk, j0, count);
-    pack_one(k, true, j0, key_lanes_ + tile * kTile * call_.words(p.D), backward_ ? key_rows_ + tile * kTile / F::kPack * p.D : nullptr);
-    pack_one(v, false, j0, backward_ ? value_lanes_ + tile * kTile * call_.words(p.Dv) : nullptr, backward_ ? nullptr : value_rows_ + tile * kTile / F::kPack * p.Dv);
+    const TileRows k = rows_of(call_.in.k, b, hk, j0, count),
+                   v = rows_of(call_.in.v, b, hk, j0, count);
+    pack_one(k, true, j0, key_lanes_ + tile * kTile * call_.words(p.D),
+             backward_ ? key_rows_ + tile * kTile / F::kPack * p.D : nullptr);
+    pack_one(v, false, j0, backward_ ? value_lanes_ + tile * kTile * call_.words(p.Dv) : nullptr,
+             backward_ ? nullptr : value_rows_ + tile * kTile / F::kPack * p.Dv);
     return F::finite(k) && F::finite(v);
   }
 
-  const Word* key_lanes(int64_t tile) const { return key_lanes_ + tile * kTile * call_.words(call_.p.D); }
-  const Word* value_lanes(int64_t tile) const { return value_lanes_ + tile * kTile * call_.words(call_.p.Dv); }
+  const Word* key_lanes(int64_t tile) const {
+    return key_lanes_ + tile * kTile * call_.words(call_.p.D);
+  }
+  const Word* value_lanes(int64_t tile) const {
+    return value_lanes_ + tile * kTile * call_.words(call_.p.Dv);
+  }
   // From key j on, a multiple of the pack.
   const Word* key_rows(int64_t j) const { return key_rows_ + j / F::kPack * call_.p.D; }
   const Word* value_rows(int64_t j) const { return value_rows_ + j / F::kPack * call_.p.Dv; }
 
  private:
-  void pack_one(const TileRows& from, bool turned, int64_t position, Word* lanes, Word* rows) const {
+  void pack_one(const TileRows& from, bool turned, int64_t position, Word* lanes,
+                Word* rows) const {
     const int64_t words = call_.words(from.columns);
     const Scratch<typename F::Acc> numbers(turned && F::kPack > 1 ? kTile * from.columns : 0);
     const Scratch<Word> own(F::kPack > 1 || rows == nullptr ? kTile * words : 0);
@@ -218,13 +255,16 @@ class KeySide {
 template <typename Fn>
 void dispatch_format(Dtype dtype, bool exact, Fn&& f) {
   if (dtype == Dtype::f64) return f.template operator()<F64>();
-  if (dtype == Dtype::bf16 && !exact && cpu_isa() == Isa::avx512_bf16) return f.template operator()<Pairs>();
+  if (dtype == Dtype::bf16 && !exact && cpu_isa() == Isa::avx512_bf16)
+    return f.template operator()<Pairs>();
   f.template operator()<F32>();
 }
 
-// A few queries over many keys (decoding): no packing, keys split into spans that are merged in order.
+// A few queries over many keys (decoding): no packing, keys split into spans that are merged in
+// order.
 bool is_decode(const Problem& p);
-void decode_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in, const Mask& mask, const ScoreOptions& options, const ScoreResult& result);
+void decode_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
+                    const Mask& mask, const ScoreOptions& options, const ScoreResult& result);
 
 // Row statistic and factor of a finished row.
 template <typename Acc>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// A Rule (attention/score/rule.h) as a ScoreRule: its rows in f64 are here, plainly, those in f32 in rows_simd.h.
+// A Rule (attention/score/rule.h) as a ScoreRule: its rows in f64 are here, plainly, those in f32
+// in rows_simd.h.
 
 #include <algorithm>
 #include <cmath>
@@ -8,13 +9,14 @@
 #include "attention/score/rule.h"
 
 // In a header: what <rule>.simd.cpp defines for both instruction sets.
-#define FOVEA_SCORE_RULE_DECLARE(name)                                               \
-  FOVEA_SIMD_DECLARE(void name##_forward(const ::fovea::RowForward<float>& rows);    \
+#define FOVEA_SCORE_RULE_DECLARE(name)                                            \
+  FOVEA_SIMD_DECLARE(void name##_forward(const ::fovea::RowForward<float>& rows); \
                      void name##_backward(const ::fovea::RowBackward<float>& rows);)
 // The ScoreRule of `object`, a Rule that outlives its use.
-#define FOVEA_SCORE_RULE_OF(name, object)                                                                  \
-  ::fovea::score_rule(object, [](const RowForward<float>& r) { FOVEA_SIMD_CALL(name##_forward, r); },      \
-                      [](const RowBackward<float>& r) { FOVEA_SIMD_CALL(name##_backward, r); })
+#define FOVEA_SCORE_RULE_OF(name, object)                                             \
+  ::fovea::score_rule(                                                                \
+      object, [](const RowForward<float>& r) { FOVEA_SIMD_CALL(name##_forward, r); }, \
+      [](const RowBackward<float>& r) { FOVEA_SIMD_CALL(name##_backward, r); })
 
 namespace fovea {
 
@@ -51,7 +53,8 @@ void score_rows_backward_f64(const RowBackward<double>& c) {
         s[j] = dp[j] = 0.0;
         continue;
       }
-      const double w = rule.weight(x, Rule::kOnline ? c.statistic[r] : 0.0), inverse = Rule::kNormalised && !Rule::kOnline ? 1.0 / c.statistic[r] : 1.0;
+      const double w = rule.weight(x, Rule::kOnline ? c.statistic[r] : 0.0),
+                   inverse = Rule::kNormalised && !Rule::kOnline ? 1.0 / c.statistic[r] : 1.0;
       dp[j] = rule.derivative(x, w) * inverse * (dp[j] - (Rule::kNormalised ? c.delta[r] : 0.0));
       s[j] = w * inverse;
     }
@@ -59,9 +62,16 @@ void score_rows_backward_f64(const RowBackward<double>& c) {
 }
 
 template <class Rule>
-ScoreRule score_rule(const Rule& rule, void (*forward)(const RowForward<float>&), void (*backward)(const RowBackward<float>&)) {
+ScoreRule score_rule(const Rule& rule, void (*forward)(const RowForward<float>&),
+                     void (*backward)(const RowBackward<float>&)) {
   static_assert(Rule::kNormalised || !Rule::kOnline, "an online rule is normalised");
-  return {Rule::kNormalised, Rule::kOnline, &rule, forward, backward, score_rows_forward_f64<Rule>, score_rows_backward_f64<Rule>};
+  return {Rule::kNormalised,
+          Rule::kOnline,
+          &rule,
+          forward,
+          backward,
+          score_rows_forward_f64<Rule>,
+          score_rows_backward_f64<Rule>};
 }
 
 }  // namespace fovea

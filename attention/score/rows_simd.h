@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Rows of a tile under any Rule (attention/score/rule.h) in vectors of f32: what a rule's *.simd.cpp is made of.
+// Rows of a tile under any Rule (attention/score/rule.h) in vectors of f32: what a rule's
+// *.simd.cpp is made of.
 
 #include "attention/score/rule.h"
 #include "core/cpu/simd.h"
 
-#define FOVEA_SCORE_RULE(Rule, name)                                                               \
-  namespace FOVEA_SIMD {                                                                           \
-  void name##_forward(const RowForward<float>& rows) { score_rows_forward<Rule>(rows); }           \
-  void name##_backward(const RowBackward<float>& rows) { score_rows_backward<Rule>(rows); }        \
+#define FOVEA_SCORE_RULE(Rule, name)                                                        \
+  namespace FOVEA_SIMD {                                                                    \
+  void name##_forward(const RowForward<float>& rows) { score_rows_forward<Rule>(rows); }    \
+  void name##_backward(const RowBackward<float>& rows) { score_rows_backward<Rule>(rows); } \
   }
 
 namespace FOVEA_SIMD {
@@ -30,14 +31,18 @@ FOVEA_INLINE void score_rows_forward_from(const RowForward<float>& c, int64_t r)
   if constexpr (Rule::kOnline) {
     for (int64_t j = 0; j < whole; j += kLanes) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) lanes[i] = max(load(s + i * kScoreTile + j), lanes[i]);  // max returns the second for NaN
+      for (int i = 0; i < kRows; ++i)
+        lanes[i] = max(load(s + i * kScoreTile + j), lanes[i]);  // max returns the second for NaN
     }
     if (whole < c.n) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) lanes[i] = max(select(tail, load(s + i * kScoreTile + whole, tail), none), lanes[i]);
+      for (int i = 0; i < kRows; ++i)
+        lanes[i] = max(select(tail, load(s + i * kScoreTile + whole, tail), none), lanes[i]);
     }
-    if constexpr (kRows == 4) max_lanes(row, lanes);
-    else row[0] = max_lane(lanes[0]);
+    if constexpr (kRows == 4)
+      max_lanes(row, lanes);
+    else
+      row[0] = max_lane(lanes[0]);
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       float& m = c.m[r + i];
@@ -52,7 +57,8 @@ FOVEA_INLINE void score_rows_forward_from(const RowForward<float>& c, int64_t r)
           store(acc + d, splat(factor) * load(acc + d, k), k);
         }
       }
-      // A row that has seen nothing yet: every score is -inf and gets weight 0 relative to any number (a NaN keeps the row broken).
+      // A row that has seen nothing yet: every score is -inf and gets weight 0 relative to any
+      // number (a NaN keeps the row broken).
       reference[i] = splat(m == kNone ? 0.0f : m);
     }
   } else {
@@ -82,8 +88,10 @@ FOVEA_INLINE void score_rows_forward_from(const RowForward<float>& c, int64_t r)
     }
   }
   if constexpr (Rule::kNormalised) {
-    if constexpr (kRows == 4) sums(row, lanes);
-    else row[0] = sum(lanes[0]);
+    if constexpr (kRows == 4)
+      sums(row, lanes);
+    else
+      row[0] = sum(lanes[0]);
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) c.l[r + i] += row[i];
   }
@@ -107,20 +115,24 @@ FOVEA_INLINE void score_rows_backward(const RowBackward<float>& c) {
       for (int64_t j = 0; j < c.n; ++j) s[j] = dp[j] = 0.0f;
       continue;
     }
-    const Vec reference = splat(Rule::kOnline ? c.statistic[r] : 0.0f), delta = splat(Rule::kNormalised ? c.delta[r] : 0.0f);
+    const Vec reference = splat(Rule::kOnline ? c.statistic[r] : 0.0f),
+              delta = splat(Rule::kNormalised ? c.delta[r] : 0.0f);
     const Vec inverse = splat(Rule::kNormalised && !Rule::kOnline ? 1.0f / c.statistic[r] : 1.0f);
     for (int64_t j = 0; j < c.n; j += kLanes) {
       const bool whole = j + kLanes <= c.n;
       const Mask k = first_lanes(c.n - j);
-      const Vec x = scale * (whole ? load(s + j) : load(s + j, k)), d = whole ? load(dp + j) : load(dp + j, k);
+      const Vec x = scale * (whole ? load(s + j) : load(s + j, k)),
+                d = whole ? load(dp + j) : load(dp + j, k);
       Vec w = rule.weight(x, reference), slope = rule.derivative(x, w);
       if constexpr (!Rule::kOnline) {
         w = inverse * select(hidden(x), zero(), w);
         slope = inverse * select(hidden(x), zero(), slope);
       }
       const Vec ds = slope * (d - delta);
-      if (whole) store(s + j, w), store(dp + j, ds);
-      else store(s + j, w, k), store(dp + j, ds, k);
+      if (whole)
+        store(s + j, w), store(dp + j, ds);
+      else
+        store(s + j, w, k), store(dp + j, ds, k);
     }
   }
 }

@@ -1,25 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What tells one score attention from another: a Rule turns scores into weights. The engine owns everything else (tiles, masks,
-// grouped heads, positions, dropout, split keys, decoding). For V = float, double or a vector of floats:
+// What tells one score attention from another: a Rule turns scores into weights. The engine owns
+// everything else (tiles, masks, grouped heads, positions, dropout, split keys, decoding). For V =
+// float, double or a vector of floats:
 //
 //   struct SoftmaxRule {
-//     static constexpr bool kNormalised = true;    // out_i = sum_j w_ij v_j / l_i with l_i = sum_j w_ij; else without l_i
-//     static constexpr bool kOnline = true;        // weights are relative to a row reference m, the largest score so far; when it
-//                                                  // moves, sums are multiplied by exp(m - m'). Needs kNormalised.
-//     template <class V> FOVEA_HD V weight(V s, V m) const { return exp_nonpositive(s - m); }  // m is 0 unless kOnline
-//     template <class V> FOVEA_HD V derivative(V s, V w) const { return w; }          // dw/ds
+//     static constexpr bool kNormalised = true;    // out_i = sum_j w_ij v_j / l_i with l_i = sum_j
+//     w_ij; else without l_i static constexpr bool kOnline = true;        // weights are relative
+//     to a row reference m, the largest score so far; when it
+//                                                  // moves, sums are multiplied by exp(m - m').
+//                                                  Needs kNormalised.
+//     template <class V> FOVEA_HD V weight(V s, V m) const { return exp_nonpositive(s - m); }  // m
+//     is 0 unless kOnline template <class V> FOVEA_HD V derivative(V s, V w) const { return w; } //
+//     dw/ds
 //   };
 //
-// A key that a mask hides has weight 0, whatever the rule. Backward, with dp_ij = dout_i . v_j, Delta_i = sum_d dout_id out_id and
-// the saved row statistic (online: lse = m + log l; else l):
+// A key that a mask hides has weight 0, whatever the rule. Backward, with dp_ij = dout_i . v_j,
+// Delta_i = sum_d dout_id out_id and the saved row statistic (online: lse = m + log l; else l):
 //   normalised:  p = weight(s, lse) or weight(s) / l,  ds = derivative(s, w) [/ l] (dp - Delta)
 //   else:        p = weight(s),                        ds = derivative(s, w) dp
-// Two partial rows over different keys (split keys, ring attention) merge by rescaling both to the larger m and adding l and the
-// accumulators.
+// Two partial rows over different keys (split keys, ring attention) merge by rescaling both to the
+// larger m and adding l and the accumulators.
 //
-// To make a ScoreRule of a Rule: FOVEA_SCORE_RULE(Rule, name) in a *.simd.cpp (attention/score/rows_simd.h), and where it is used
-// FOVEA_SCORE_RULE_DECLARE(name) and FOVEA_SCORE_RULE_OF(name, object) (attention/score/rows.h).
+// To make a ScoreRule of a Rule: FOVEA_SCORE_RULE(Rule, name) in a *.simd.cpp
+// (attention/score/rows_simd.h), and where it is used FOVEA_SCORE_RULE_DECLARE(name) and
+// FOVEA_SCORE_RULE_OF(name, object) (attention/score/rows.h).
 
 #include <cstdint>
 
@@ -28,19 +33,20 @@
 
 namespace fovea {
 
-inline constexpr int64_t kScoreTile = 64;  // keys of a tile: rows of a tile of scores stand this far apart
+inline constexpr int64_t kScoreTile =
+    64;  // keys of a tile: rows of a tile of scores stand this far apart
 
-// Rows of a tile of scores on their way to weights. Scores s are raw products; the true score is `scale` times s, scale > 0. A score of -inf
-// is a hidden key.
+// Rows of a tile of scores on their way to weights. Scores s are raw products; the true score is
+// `scale` times s, scale > 0. A score of -inf is a hidden key.
 template <typename Acc>
 struct RowForward {
   const void* rule;
-  Acc* s;        // [rows, n] -> unnormalised weights
+  Acc* s;  // [rows, n] -> unnormalised weights
   int64_t rows, n;
   Acc scale;
-  Acc* m;        // [rows] reference so far; online rules only
-  Acc* l;        // [rows] sum of weights so far; normalised rules only
-  Acc* acc;      // [rows, dv], rescaled when m moves
+  Acc* m;    // [rows] reference so far; online rules only
+  Acc* l;    // [rows] sum of weights so far; normalised rules only
+  Acc* acc;  // [rows, dv], rescaled when m moves
   int64_t dv;
 };
 
@@ -74,9 +80,13 @@ FOVEA_HD inline double exp_nonpositive(double x) { return __builtin_exp(x); }
 struct SoftmaxRule {
   static constexpr bool kNormalised = true, kOnline = true;
   template <class V>
-  FOVEA_HD V weight(V s, V m) const { return exp_nonpositive(s - m); }
+  FOVEA_HD V weight(V s, V m) const {
+    return exp_nonpositive(s - m);
+  }
   template <class V>
-  FOVEA_HD V derivative(V, V w) const { return w; }
+  FOVEA_HD V derivative(V, V w) const {
+    return w;
+  }
 };
 
 // The one softmax there is.

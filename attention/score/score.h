@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The score engine on the CPU: attention under a Rule (attention/score/rule.h; softmax is the first) in tiles of 128 queries x 64
-// keys, never N x M in memory, forward and backward (tiled as in 2205.14135, 2307.08691). Tiles that a mask excludes are never
-// computed; a key that a mask hides changes nothing, not even when it is NaN. The bits of a result depend on shapes and values
+// The score engine on the CPU: attention under a Rule (attention/score/rule.h; softmax is the
+// first) in tiles of 128 queries x 64 keys, never N x M in memory, forward and backward (tiled as
+// in 2205.14135, 2307.08691). Tiles that a mask excludes are never computed; a key that a mask
+// hides changes nothing, not even when it is NaN. The bits of a result depend on shapes and values
 // alone, never on the number of threads.
 
 #include "attention/mask.h"
@@ -15,12 +16,14 @@ namespace fovea::attention {
 enum class Rope { none, interleaved, half };  // pairs (2t, 2t+1), or (t, t + D/2) (2104.09864)
 
 struct ScoreInputs {
-  // [B, H, N, D], [B, Hkv, M, D], [B, Hkv, M, Dv]; H a multiple of Hkv, query head h reads key head h / (H / Hkv). f32,
-  // bf16 or f64; any strides with a unit last one (views into a packed qkv are the usual case).
+  // [B, H, N, D], [B, Hkv, M, D], [B, Hkv, M, Dv]; H a multiple of Hkv, query head h reads key head
+  // h / (H / Hkv). f32, bf16 or f64; any strides with a unit last one (views into a packed qkv are
+  // the usual case).
   Tensor q, k, v;
   Tensor alibi_slopes;  // [H] f32: score -= slope |i' - j| (2108.12409); or absent
-  Tensor sink;          // [H] f32 (f64): one more key with this score and no value; online rules only; or absent
-  Tensor bias = {};     // [B or 1, H or 1, N, M] f32 (f64), added to scores; or absent
+  Tensor sink;  // [H] f32 (f64): one more key with this score and no value; online rules only; or
+                // absent
+  Tensor bias = {};  // [B or 1, H or 1, N, M] f32 (f64), added to scores; or absent
 };
 
 struct ScoreOptions {
@@ -34,9 +37,10 @@ struct ScoreOptions {
 };
 
 struct ScoreResult {
-  Tensor out;  // [B, H, N, Dv] in q's dtype; in memory [B, N, H, Dv], so that [B, N, H Dv] is a view
-  // [B, H, N] f32 (f64 for f64), what backward knows of a row: the log of the normaliser (online rules; -inf for a row that sees
-  // nothing), the normaliser, or 0 where the rule has none.
+  Tensor
+      out;  // [B, H, N, Dv] in q's dtype; in memory [B, N, H, Dv], so that [B, N, H Dv] is a view
+  // [B, H, N] f32 (f64 for f64), what backward knows of a row: the log of the normaliser (online
+  // rules; -inf for a row that sees nothing), the normaliser, or 0 where the rule has none.
   Tensor lse;
 };
 
@@ -46,25 +50,31 @@ struct ScoreGrads {
   Tensor dbias = {};  // bias's shape, with a bias
 };
 
-// A row that sees nothing gives 0. Throws naming shapes that do not fit. bf16 inputs are multiplied in bf16 and summed in f32.
-ScoreResult score_forward(const ScoreRule& rule, const ScoreInputs& in, const Mask& mask, const ScoreOptions& options);
+// A row that sees nothing gives 0. Throws naming shapes that do not fit. bf16 inputs are multiplied
+// in bf16 and summed in f32.
+ScoreResult score_forward(const ScoreRule& rule, const ScoreInputs& in, const Mask& mask,
+                          const ScoreOptions& options);
 
 // With P the weights, dP = dout v^T (dropped like P), Delta = rowsum(dout out), for softmax:
-//   dS = P (dP - Delta),  dbias = dS,  dq = scale dS k,  dk = scale dS^T q,  dv = P^T dout,  dsink = -sum exp(sink - lse) Delta
+//   dS = P (dP - Delta),  dbias = dS,  dq = scale dS k,  dk = scale dS^T q,  dv = P^T dout,  dsink
+//   = -sum exp(sink - lse) Delta
 // (through a soft-cap, dS is multiplied by its derivative after dbias).
-ScoreGrads score_backward(const ScoreRule& rule, const Tensor& dout, const ScoreResult& result, const ScoreInputs& in, const Mask& mask,
-                          const ScoreOptions& options, ScoreGrads into = {});
+ScoreGrads score_backward(const ScoreRule& rule, const Tensor& dout, const ScoreResult& result,
+                          const ScoreInputs& in, const Mask& mask, const ScoreOptions& options,
+                          ScoreGrads into = {});
 
-inline ScoreResult softmax_forward(const ScoreInputs& in, const Mask& mask, const ScoreOptions& options) {
+inline ScoreResult softmax_forward(const ScoreInputs& in, const Mask& mask,
+                                   const ScoreOptions& options) {
   return score_forward(softmax_rule(), in, mask, options);
 }
-inline ScoreGrads softmax_backward(const Tensor& dout, const ScoreResult& result, const ScoreInputs& in, const Mask& mask, const ScoreOptions& options,
-                                   ScoreGrads into = {}) {
+inline ScoreGrads softmax_backward(const Tensor& dout, const ScoreResult& result,
+                                   const ScoreInputs& in, const Mask& mask,
+                                   const ScoreOptions& options, ScoreGrads into = {}) {
   return score_backward(softmax_rule(), dout, result, in, mask, options, std::move(into));
 }
 
-// ALiBi's slopes for H heads: 2^(-8 (h+1) / H) for a power of two; else those of the next lower one, then every second of
-// the next higher.
+// ALiBi's slopes for H heads: 2^(-8 (h+1) / H) for a power of two; else those of the next lower
+// one, then every second of the next higher.
 Tensor alibi_slopes(int64_t heads);
 
 }  // namespace fovea::attention

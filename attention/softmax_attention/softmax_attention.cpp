@@ -8,21 +8,26 @@
 namespace fovea::attention {
 namespace {
 
-Rope parse_rope(const std::string& name) { return name == "interleaved" ? Rope::interleaved : name == "half" ? Rope::half : Rope::none; }
+Rope parse_rope(const std::string& name) {
+  return name == "interleaved" ? Rope::interleaved : name == "half" ? Rope::half : Rope::none;
+}
 
 int64_t head_dim_of(const SoftmaxAttentionOptions& o, int64_t channels) {
-  FOVEA_CHECK(o.head_dim > 0 || channels % o.heads == 0, "softmax_attention: ", o.heads, " heads do not divide ", channels,
+  FOVEA_CHECK(o.head_dim > 0 || channels % o.heads == 0, "softmax_attention: ", o.heads,
+              " heads do not divide ", channels,
               " channels; set head_dim or another number of heads");
   return o.head_dim > 0 ? o.head_dim : channels / o.heads;
 }
 int64_t kv_heads_of(const SoftmaxAttentionOptions& o) {
   const int64_t kv_heads = o.kv_heads > 0 ? o.kv_heads : o.heads;
-  FOVEA_CHECK(o.heads % kv_heads == 0, "softmax_attention: ", kv_heads, " key heads do not divide ", o.heads, " heads");
+  FOVEA_CHECK(o.heads % kv_heads == 0, "softmax_attention: ", kv_heads, " key heads do not divide ",
+              o.heads, " heads");
   return kv_heads;
 }
 
-// Keys and values of the last tokens, in buffers of `capacity` tokens. With a window, tokens out of reach are dropped by
-// moving the rest to the front once the buffer is full: positions enter scores only as differences.
+// Keys and values of the last tokens, in buffers of `capacity` tokens. With a window, tokens out of
+// reach are dropped by moving the rest to the front once the buffer is full: positions enter scores
+// only as differences.
 class KeyValueState final : public nn::MixerState {
  public:
   KeyValueState(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t capacity, int64_t keep)
@@ -102,18 +107,23 @@ NamedVariables run_operator(const NamedVariables& tensors, const config::Options
   options.rope_base = o.rope_base;
   const Variable& q = tensors.at("q");
   const auto sink = tensors.find("sink");
-  return {{"out", softmax_attention(q, tensors.at("k"), tensors.at("v"), sink == tensors.end() ? Variable() : sink->second,
-                                    o.alibi ? alibi_slopes(q.dim(1)) : Tensor(), make_mask(o.causal, o.window), options)}};
+  return {{"out", softmax_attention(q, tensors.at("k"), tensors.at("v"),
+                                    sink == tensors.end() ? Variable() : sink->second,
+                                    o.alibi ? alibi_slopes(q.dim(1)) : Tensor(),
+                                    make_mask(o.causal, o.window), options)}};
 }
 
 }  // namespace
 
 void SoftmaxAttentionOptions::describe(config::Fields& f) {
   f.add("heads", heads, "query heads", config::at_least(1));
-  f.add("kv_heads", kv_heads, "key and value heads, each shared by heads / kv_heads query heads; 0: as many as heads", config::at_least(0));
+  f.add("kv_heads", kv_heads,
+        "key and value heads, each shared by heads / kv_heads query heads; 0: as many as heads",
+        config::at_least(0));
   f.add("head_dim", head_dim, "channels of a head; 0: dim / heads", config::at_least(0));
   f.add("bias", bias, "in both projections");
-  f.add("qk_norm", qk_norm, "normalise queries and keys head by head", config::one_of({"none", "rms", "l2"}));
+  f.add("qk_norm", qk_norm, "normalise queries and keys head by head",
+        config::one_of({"none", "rms", "l2"}));
   f.add("softcap", softcap, "c tanh(s / c) on scores; 0: none", config::at_least(0.0));
   f.add("window", window, "keys at most this far away; 0: all", config::at_least(0), "tokens");
   f.add("sink", sink, "a learned score per head that takes weight and gives no value");
@@ -123,14 +133,17 @@ void SoftmaxAttentionOptions::describe(config::Fields& f) {
   f.add("dropout", dropout, "rate, of attention probabilities", config::fraction());
 }
 
-SoftmaxAttention::SoftmaxAttention(const SoftmaxAttentionOptions& options, int64_t channels, int64_t, int64_t layers)
+SoftmaxAttention::SoftmaxAttention(const SoftmaxAttentionOptions& options, int64_t channels,
+                                   int64_t, int64_t layers)
     : options_(options),
       heads_(options.heads),
       kv_heads_(kv_heads_of(options)),
       head_dim_(head_dim_of(options, channels)),
       qkv_(channels, (heads_ + 2 * kv_heads_) * head_dim_, options.bias),
-      out_(heads_ * head_dim_, channels, options.bias, nn::Init::normal(0.02 / std::sqrt(2.0 * static_cast<double>(layers)))) {
-  FOVEA_CHECK(options.rope == "none" || head_dim_ % 2 == 0, "softmax_attention: rotary positions need an even head_dim, found ", head_dim_);
+      out_(heads_ * head_dim_, channels, options.bias,
+           nn::Init::normal(0.02 / std::sqrt(2.0 * static_cast<double>(layers)))) {
+  FOVEA_CHECK(options.rope == "none" || head_dim_ % 2 == 0,
+              "softmax_attention: rotary positions need an even head_dim, found ", head_dim_);
   declare("qkv", qkv_);
   declare("out", out_);
   if (options.sink) sink_ = declare("sink", {heads_}, nn::Init::zeros());
@@ -141,7 +154,8 @@ SoftmaxAttention::SoftmaxAttention(const SoftmaxAttentionOptions& options, int64
     declare("k_norm", *k_norm_);
   }
   // x / |x| is RMSNorm with weight D^-1/2.
-  if (options.qk_norm == "l2") ones_ = Tensor::full({head_dim_}, 1.0 / std::sqrt(static_cast<double>(head_dim_)));
+  if (options.qk_norm == "l2")
+    ones_ = Tensor::full({head_dim_}, 1.0 / std::sqrt(static_cast<double>(head_dim_)));
   if (options.alibi) slopes_ = alibi_slopes(heads_);
 }
 
@@ -161,9 +175,11 @@ ScoreOptions SoftmaxAttention::score_options() const {
 
 Mask SoftmaxAttention::mask(bool causal) const { return make_mask(causal, options_.window); }
 
-Variable SoftmaxAttention::normalised(const Variable& x, const std::unique_ptr<nn::Norm>& norm) const {
+Variable SoftmaxAttention::normalised(const Variable& x,
+                                      const std::unique_ptr<nn::Norm>& norm) const {
   if (norm) return norm->forward(x, x.dtype());
-  return nn::norm(x, Variable(x.dtype() == Dtype::f64 ? ones_.to(Dtype::f64) : ones_), Variable(), {nn::NormKind::rms, 1e-12, x.dtype()});
+  return nn::norm(x, Variable(x.dtype() == Dtype::f64 ? ones_.to(Dtype::f64) : ones_), Variable(),
+                  {nn::NormKind::rms, 1e-12, x.dtype()});
 }
 
 Variable SoftmaxAttention::forward(const Variable& x, const nn::MixerContext& context) {
@@ -171,10 +187,15 @@ Variable SoftmaxAttention::forward(const Variable& x, const nn::MixerContext& co
   Mask seen = mask(context.causal);
   if (context.documents.defined()) seen.documents(context.documents, context.documents);
   const Variable qkv = qkv_.forward(x);
-  if (options_.qk_norm == "none") return out_.forward(softmax_attention_packed(qkv, heads_, kv_heads_, sink_, slopes_, seen, score_options()));
+  if (options_.qk_norm == "none")
+    return out_.forward(
+        softmax_attention_packed(qkv, heads_, kv_heads_, sink_, slopes_, seen, score_options()));
 
-  const int64_t batch = x.dim(0), tokens = x.dim(1), query = heads_ * head_dim_, key = kv_heads_ * head_dim_;
-  const auto part = [&](int64_t begin, int64_t end, int64_t heads) { return reshape(slice(qkv, 2, begin, end), {batch, tokens, heads, head_dim_}); };
+  const int64_t batch = x.dim(0), tokens = x.dim(1), query = heads_ * head_dim_,
+                key = kv_heads_ * head_dim_;
+  const auto part = [&](int64_t begin, int64_t end, int64_t heads) {
+    return reshape(slice(qkv, 2, begin, end), {batch, tokens, heads, head_dim_});
+  };
   const Variable q = transpose(normalised(part(0, query, heads_), q_norm_), 1, 2);
   const Variable k = transpose(normalised(part(query, query + key, kv_heads_), k_norm_), 1, 2);
   const Variable v = transpose(part(query + key, query + 2 * key, kv_heads_), 1, 2);
@@ -184,7 +205,8 @@ Variable SoftmaxAttention::forward(const Variable& x, const nn::MixerContext& co
 
 std::unique_ptr<nn::MixerState> SoftmaxAttention::make_state(int64_t batch, int64_t max_tokens) {
   const int64_t keep = options_.window > 0 ? std::min(options_.window, max_tokens) : max_tokens;
-  return std::make_unique<KeyValueState>(batch, kv_heads_, head_dim_, std::min(max_tokens, 2 * keep), keep);
+  return std::make_unique<KeyValueState>(batch, kv_heads_, head_dim_,
+                                         std::min(max_tokens, 2 * keep), keep);
 }
 
 Tensor SoftmaxAttention::decode(const Tensor& x, nn::MixerState& state) {
@@ -196,14 +218,19 @@ Tensor SoftmaxAttention::decode(const Tensor& x, nn::MixerState& state) {
   }
   const auto [keys, values] = dynamic_cast<KeyValueState&>(state).append(k, v);
   ScoreOptions score = score_options();
-  const ScoreResult result = softmax_forward({q, keys, values, slopes_, sink_.defined() ? sink_.value() : Tensor()}, mask(true), score);
-  return out_.forward(Variable(result.out.transpose(1, 2).view({x.dim(0), x.dim(1), heads_ * head_dim_}))).value();
+  const ScoreResult result = softmax_forward(
+      {q, keys, values, slopes_, sink_.defined() ? sink_.value() : Tensor()}, mask(true), score);
+  return out_
+      .forward(Variable(result.out.transpose(1, 2).view({x.dim(0), x.dim(1), heads_ * head_dim_})))
+      .value();
 }
 
 double SoftmaxAttention::forward_flops(int64_t batch, int64_t tokens) const {
   const auto rows = static_cast<double>(batch * tokens);
-  const auto reach = static_cast<double>(options_.window > 0 ? std::min(tokens, options_.window) : tokens);
-  return 2.0 * rows * static_cast<double>(qkv_.weight.value().numel() + out_.weight.value().numel()) +
+  const auto reach =
+      static_cast<double>(options_.window > 0 ? std::min(tokens, options_.window) : tokens);
+  return 2.0 * rows *
+             static_cast<double>(qkv_.weight.value().numel() + out_.weight.value().numel()) +
          4.0 * rows * reach * static_cast<double>(heads_ * head_dim_);
 }
 
@@ -214,8 +241,10 @@ System register_softmax_attention() {
   system.paper = "1706.03762, 2205.14135";
   system.family = "score";
   system.options = [] { return std::make_unique<SoftmaxAttentionOptions>(); };
-  system.make = [](const config::Options& options, int64_t channels, int64_t layer, int64_t layers) -> std::unique_ptr<nn::Mixer> {
-    return std::make_unique<SoftmaxAttention>(dynamic_cast<const SoftmaxAttentionOptions&>(options), channels, layer, layers);
+  system.make = [](const config::Options& options, int64_t channels, int64_t layer,
+                   int64_t layers) -> std::unique_ptr<nn::Mixer> {
+    return std::make_unique<SoftmaxAttention>(dynamic_cast<const SoftmaxAttentionOptions&>(options),
+                                              channels, layer, layers);
   };
   system.op.options = [] { return std::make_unique<OperatorOptions>(); };
   system.op.inputs = {{"q", "[B, H, N, D]"}, {"k", "[B, Hkv, M, D]"}, {"v", "[B, Hkv, M, Dv]"}};

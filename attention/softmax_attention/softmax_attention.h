@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Scaled dot-product softmax attention (1706.03762 section 3.2), with the options that later models added: grouped keys
-// (2305.13245), window, rotary positions (2104.09864), ALiBi (2108.12409), soft-capped scores (2408.00118 section 2),
-// attention sinks, normalised queries and keys (2302.05442).
+// Scaled dot-product softmax attention (1706.03762 section 3.2), with the options that later models
+// added: grouped keys (2305.13245), window, rotary positions (2104.09864), ALiBi (2108.12409),
+// soft-capped scores (2408.00118 section 2), attention sinks, normalised queries and keys
+// (2302.05442).
 
 #include "attention/registry.h"
 #include "attention/score/softmax.h"
@@ -13,30 +14,33 @@ namespace fovea::attention {
 
 struct SoftmaxAttentionOptions : config::Options {
   int64_t heads = 6;
-  int64_t kv_heads = 0;          // 0: as many as heads
-  int64_t head_dim = 0;          // 0: C / heads
-  bool bias = true;              // of both projections
-  std::string qk_norm = "none";  // none | rms (with a learned weight) | l2 (unit length; scale is then sqrt(D))
+  int64_t kv_heads = 0;  // 0: as many as heads
+  int64_t head_dim = 0;  // 0: C / heads
+  bool bias = true;      // of both projections
+  std::string qk_norm =
+      "none";  // none | rms (with a learned weight) | l2 (unit length; scale is then sqrt(D))
   double softcap = 0.0;
-  int64_t window = 0;            // keys at most this far away; 0: all
+  int64_t window = 0;  // keys at most this far away; 0: all
   bool sink = false;
-  std::string rope = "none";     // none | interleaved | half
+  std::string rope = "none";  // none | interleaved | half
   double rope_base = 10000.0;
   bool alibi = false;
-  double dropout = 0.0;          // of probabilities
+  double dropout = 0.0;  // of probabilities
 
   void describe(config::Fields& f) override;
 };
 
-// Parameters: qkv.weight [(H + 2 Hkv) D, C], qkv.bias, out.weight [C, H D], out.bias; sink [H], q_norm.weight and
-// k_norm.weight [D] when asked for.
+// Parameters: qkv.weight [(H + 2 Hkv) D, C], qkv.bias, out.weight [C, H D], out.bias; sink [H],
+// q_norm.weight and k_norm.weight [D] when asked for.
 class SoftmaxAttention final : public nn::Mixer {
  public:
   // Throws when heads do not divide the channels or kv_heads the heads.
-  SoftmaxAttention(const SoftmaxAttentionOptions& options, int64_t channels, int64_t layer, int64_t layers);
+  SoftmaxAttention(const SoftmaxAttentionOptions& options, int64_t channels, int64_t layer,
+                   int64_t layers);
 
   Variable forward(const Variable& x, const nn::MixerContext& context) override;
-  // Keys and values of the tokens so far [B, Hkv, M, D] in the activations' dtype; with a window only what it reaches.
+  // Keys and values of the tokens so far [B, Hkv, M, D] in the activations' dtype; with a window
+  // only what it reaches.
   std::unique_ptr<nn::MixerState> make_state(int64_t batch, int64_t max_tokens) override;
   Tensor decode(const Tensor& x, nn::MixerState& state) override;
   double forward_flops(int64_t batch, int64_t tokens) const override;

@@ -28,8 +28,10 @@ std::unique_ptr<SoftmaxAttention> build(const SoftmaxAttentionOptions& options) 
   module->initialise(1);
   // Larger weights than training starts with, so that scores matter.
   for (const nn::NamedParameter& p : module->parameters()) {
-    if (p.name.ends_with("bias") || p.name == "sink") fill_normal(p.variable.value(), RngKey(2, "test", p.name), 0.0, 0.5);
-    else if (!p.name.ends_with("norm.weight")) fill_normal(p.variable.value(), RngKey(2, "test", p.name), 0.0, 0.5);
+    if (p.name.ends_with("bias") || p.name == "sink")
+      fill_normal(p.variable.value(), RngKey(2, "test", p.name), 0.0, 0.5);
+    else if (!p.name.ends_with("norm.weight"))
+      fill_normal(p.variable.value(), RngKey(2, "test", p.name), 0.0, 0.5);
   }
   return module;
 }
@@ -83,8 +85,13 @@ TEST(SoftmaxAttention, OperatorWithSinkAndBiasHasTheGradientOfItsForward) {
   ScoreOptions options;
   options.softcap = 2.0;
   options.rope = Rope::interleaved;
-  gradcheck([&](const Variables& in) { return softmax_attention(in[0], in[1], in[2], in[3], alibi_slopes(4), Mask().causal(), options, in[4]); },
-            {leaf({2, 4, 3, 6}, "q"), leaf({2, 2, 5, 6}, "k"), leaf({2, 2, 5, 4}, "v"), leaf({4}, "sink"), leaf({1, 4, 3, 5}, "bias")});
+  gradcheck(
+      [&](const Variables& in) {
+        return softmax_attention(in[0], in[1], in[2], in[3], alibi_slopes(4), Mask().causal(),
+                                 options, in[4]);
+      },
+      {leaf({2, 4, 3, 6}, "q"), leaf({2, 2, 5, 6}, "k"), leaf({2, 2, 5, 4}, "v"), leaf({4}, "sink"),
+       leaf({1, 4, 3, 5}, "bias")});
 }
 
 TEST(SoftmaxAttention, DecodingTokenByTokenOrInPiecesGivesTheForward) {
@@ -96,8 +103,10 @@ TEST(SoftmaxAttention, DecodingTokenByTokenOrInPiecesGivesTheForward) {
     const Tensor x = random_x({2, tokens, kChannels});
     nn::MixerContext context;
     context.causal = true;
-    const std::vector<double> whole = module->forward(Variable(x), context).value().to_vector<double>();
-    for (const std::vector<int64_t>& pieces : {std::vector<int64_t>(23, 1), std::vector<int64_t>{11, 1, 1, 1, 9}}) {
+    const std::vector<double> whole =
+        module->forward(Variable(x), context).value().to_vector<double>();
+    for (const std::vector<int64_t>& pieces :
+         {std::vector<int64_t>(23, 1), std::vector<int64_t>{11, 1, 1, 1, 9}}) {
       const auto state = module->make_state(2, tokens);
       Variables parts;
       int64_t at = 0;
@@ -123,7 +132,9 @@ TEST(SoftmaxAttention, DocumentsDoNotSeeEachOther) {
   context.causal = true;
   const Tensor second = module->forward(Variable(x.slice(1, 4, 9).contiguous()), context).value();
   context.documents = Tensor::from(std::vector<int32_t>{0, 0, 0, 0, 1, 1, 1, 1, 1}, {1, 9});
-  const std::vector<double> packed = module->forward(Variable(x), context).value().slice(1, 4, 9).to_vector<double>(), alone = second.to_vector<double>();
+  const std::vector<double>
+      packed = module->forward(Variable(x), context).value().slice(1, 4, 9).to_vector<double>(),
+      alone = second.to_vector<double>();
   for (size_t i = 0; i < alone.size(); ++i) ASSERT_NEAR(packed[i], alone[i], 1e-12);
 }
 
@@ -148,7 +159,8 @@ TEST(SoftmaxAttention, SizesThatDoNotDivideAreNamed) {
   EXPECT_NE(message().find("even head_dim, found 3"), std::string::npos) << message();
 }
 
-// The whole model as training runs it (packed, in place, through the products' own kernels) against the f64 definitions.
+// The whole model as training runs it (packed, in place, through the products' own kernels) against
+// the f64 definitions.
 TEST(SoftmaxAttention, GradientsOfAGptFollowF64) {
   nn::GptOptions options;
   options.layers = 2;
@@ -159,10 +171,15 @@ TEST(SoftmaxAttention, GradientsOfAGptFollowF64) {
     o.heads = 2;
     return std::make_unique<SoftmaxAttention>(o, channels, layer, layers);
   };
-  const Tensor ids = Tensor::empty({8, 96}, Dtype::i64), targets = Tensor::empty({8, 96}, Dtype::i64);
+  const Tensor ids = Tensor::empty({8, 96}, Dtype::i64),
+               targets = Tensor::empty({8, 96}, Dtype::i64);
   for (int64_t i = 0; i < ids.numel(); ++i) {
-    ids.data<int64_t>()[i] = static_cast<int64_t>(random_below(RngKey(1, "test", "ids"), static_cast<uint64_t>(i), 64));
-    targets.data<int64_t>()[i] = i % 3 == 0 ? -100 : static_cast<int64_t>(random_below(RngKey(1, "test", "targets"), static_cast<uint64_t>(i), 64));
+    ids.data<int64_t>()[i] =
+        static_cast<int64_t>(random_below(RngKey(1, "test", "ids"), static_cast<uint64_t>(i), 64));
+    targets.data<int64_t>()[i] =
+        i % 3 == 0 ? -100
+                   : static_cast<int64_t>(
+                         random_below(RngKey(1, "test", "targets"), static_cast<uint64_t>(i), 64));
   }
   const auto gradients = [&](Dtype compute) {
     auto gpt = std::make_unique<nn::Gpt>(options, 64, mixer);
@@ -173,14 +190,18 @@ TEST(SoftmaxAttention, GradientsOfAGptFollowF64) {
     return gpt;
   };
   const auto expected = gradients(Dtype::f64);
-  for (const auto& [compute, tolerance] : {std::pair{Dtype::f32, 2e-5}, std::pair{Dtype::bf16, 4e-2}}) {
+  for (const auto& [compute, tolerance] :
+       {std::pair{Dtype::f32, 2e-5}, std::pair{Dtype::bf16, 4e-2}}) {
     const auto found = gradients(compute);
     for (size_t i = 0; i < expected->parameters().size(); ++i) {
       const nn::NamedParameter want = expected->parameters()[i], got = found->parameters()[i];
-      const auto a = want.variable.grad().to_vector<double>(), b = got.variable.grad().to_vector<double>();
+      const auto a = want.variable.grad().to_vector<double>(),
+                 b = got.variable.grad().to_vector<double>();
       double error = 0.0, size = 0.0;
-      for (size_t e = 0; e < a.size(); ++e) error += (a[e] - b[e]) * (a[e] - b[e]), size += a[e] * a[e];
-      EXPECT_LE(std::sqrt(error), tolerance * std::sqrt(size)) << want.name << " in " << name(compute);
+      for (size_t e = 0; e < a.size(); ++e)
+        error += (a[e] - b[e]) * (a[e] - b[e]), size += a[e] * a[e];
+      EXPECT_LE(std::sqrt(error), tolerance * std::sqrt(size))
+          << want.name << " in " << name(compute);
     }
   }
 }

@@ -15,7 +15,8 @@ std::string number_text(double value) {
   char buffer[64];
   const auto end = std::to_chars(buffer, buffer + sizeof buffer, value).ptr;
   std::string text(buffer, end);
-  if (text.find_first_of(".eni") == std::string::npos) text += ".0";  // TOML tells reals from integers by the point
+  if (text.find_first_of(".eni") == std::string::npos)
+    text += ".0";  // TOML tells reals from integers by the point
   return text;
 }
 
@@ -38,35 +39,47 @@ std::string list_element(int64_t value) { return std::to_string(value); }
 std::string list_element(double value) { return number_text(value); }
 
 std::string value_text(const Target& target) {
-  return std::visit([](auto* value) -> std::string {
-    using T = std::remove_pointer_t<decltype(value)>;
-    if constexpr (std::is_same_v<T, bool>) return *value ? "true" : "false";
-    else if constexpr (std::is_same_v<T, int64_t>) return std::to_string(*value);
-    else if constexpr (std::is_same_v<T, double>) return number_text(*value);
-    else if constexpr (std::is_same_v<T, std::string>) return in_quotes(*value);
-    else {
-      std::string out = "[";
-      for (size_t i = 0; i < value->size(); ++i) out += (i ? ", " : "") + list_element((*value)[i]);
-      return out + "]";
-    }
-  }, target);
+  return std::visit(
+      [](auto* value) -> std::string {
+        using T = std::remove_pointer_t<decltype(value)>;
+        if constexpr (std::is_same_v<T, bool>)
+          return *value ? "true" : "false";
+        else if constexpr (std::is_same_v<T, int64_t>)
+          return std::to_string(*value);
+        else if constexpr (std::is_same_v<T, double>)
+          return number_text(*value);
+        else if constexpr (std::is_same_v<T, std::string>)
+          return in_quotes(*value);
+        else {
+          std::string out = "[";
+          for (size_t i = 0; i < value->size(); ++i)
+            out += (i ? ", " : "") + list_element((*value)[i]);
+          return out + "]";
+        }
+      },
+      target);
 }
 
-void write_section(Options& options, const std::string& path, const std::string* kind, std::string& out) {
+void write_section(Options& options, const std::string& path, const std::string* kind,
+                   std::string& out) {
   Fields fields;
   options.describe(fields);
   if (!path.empty()) out += "\n[" + path + "]\n";
   if (kind != nullptr) out += "kind = " + in_quotes(*kind) + "\n";
-  for (const Field& field : fields.fields()) out += field.key + " = " + value_text(field.target) + "\n";
+  for (const Field& field : fields.fields())
+    out += field.key + " = " + value_text(field.target) + "\n";
   for (const Section& section : fields.sections()) {
     const std::string below = path.empty() ? section.key : path + "." + section.key;
-    if (section.choice != nullptr) write_section(section.choice->options(), below, &section.choice->kind(), out);
-    else write_section(*section.options, below, nullptr, out);
+    if (section.choice != nullptr)
+      write_section(section.choice->options(), below, &section.choice->kind(), out);
+    else
+      write_section(*section.options, below, nullptr, out);
   }
 }
 
 const char* type_name(const Target& target) {
-  static constexpr const char* kNames[] = {"bool", "integer", "number", "text", "integers", "numbers"};
+  static constexpr const char* kNames[] = {"bool", "integer",  "number",
+                                           "text", "integers", "numbers"};
   return kNames[target.index()];
 }
 
@@ -75,8 +88,9 @@ void help_section(Options& options, const std::string& path, std::ostream& out) 
   options.describe(fields);
   for (const Field& field : fields.fields()) {
     const std::string key = path.empty() ? field.key : path + "." + field.key;
-    out << "  --" << std::left << std::setw(34) << key << ' ' << std::setw(8) << type_name(field.target) << ' ' << std::setw(12)
-        << value_text(field.target) << ' ' << field.help;
+    out << "  --" << std::left << std::setw(34) << key << ' ' << std::setw(8)
+        << type_name(field.target) << ' ' << std::setw(12) << value_text(field.target) << ' '
+        << field.help;
     if (!field.unit.empty()) out << " [" << field.unit << ']';
     if (!field.constraint.text.empty()) out << " (" << field.constraint.text << ')';
     out << '\n';
@@ -85,8 +99,8 @@ void help_section(Options& options, const std::string& path, std::ostream& out) 
     const std::string below = path.empty() ? section.key : path + "." + section.key;
     out << "\n[" << below << "]  " << section.help << '\n';
     if (section.choice != nullptr) {
-      out << "  --" << std::left << std::setw(34) << below + ".kind" << ' ' << std::setw(8) << "text" << ' ' << std::setw(12)
-          << in_quotes(section.choice->kind()) << " one of";
+      out << "  --" << std::left << std::setw(34) << below + ".kind" << ' ' << std::setw(8)
+          << "text" << ' ' << std::setw(12) << in_quotes(section.choice->kind()) << " one of";
       for (const std::string& kind : section.choice->kinds()) out << ' ' << kind;
       out << '\n';
       help_section(section.choice->options(), below, out);
@@ -118,10 +132,12 @@ size_t edit_distance(std::string_view a, std::string_view b) {
 
 }  // namespace
 
-// ---- constraints -------------------------------------------------------------------------------------------------
+// ---- constraints --------------------------------------------------------------------------------
 
 Constraint any() { return {}; }
-Constraint positive() { return {"above 0", [](double v) { return v > 0.0; }, {}, false}; }
+Constraint positive() {
+  return {"above 0", [](double v) { return v > 0.0; }, {}, false};
+}
 Constraint at_least(double least) {
   std::ostringstream text;
   text << "at least " << least;
@@ -137,7 +153,9 @@ Constraint from_to(double least, double most) {
   text << std::setprecision(15) << "from " << least << " to " << most;
   return {text.str(), [=](double v) { return v >= least && v <= most; }, {}, false};
 }
-Constraint fraction() { return {"from 0 to 1", [](double v) { return v >= 0.0 && v <= 1.0; }, {}, false}; }
+Constraint fraction() {
+  return {"from 0 to 1", [](double v) { return v >= 0.0 && v <= 1.0; }, {}, false};
+}
 Constraint one_of(std::vector<std::string> names) {
   std::string text = "one of";
   for (const std::string& name : names) text += ' ' + name;
@@ -150,9 +168,12 @@ Constraint file_name() {
   return constraint;
 }
 
-// ---- kinds -------------------------------------------------------------------------------------------------------
+// ---- kinds --------------------------------------------------------------------------------------
 
-Choice::Choice(std::map<std::string, Factory> kinds, const std::string& initial) : kinds_(std::move(kinds)) { select(initial); }
+Choice::Choice(std::map<std::string, Factory> kinds, const std::string& initial)
+    : kinds_(std::move(kinds)) {
+  select(initial);
+}
 
 void Choice::select(const std::string& kind) {
   const auto found = kinds_.find(kind);
@@ -172,14 +193,20 @@ std::vector<std::string> Choice::kinds() const {
   return names;
 }
 
-// ---- the description ---------------------------------------------------------------------------------------------
+// ---- the description ----------------------------------------------------------------------------
 
-void Fields::add(std::string key, bool& value, std::string help) { fields_.push_back({std::move(key), &value, std::move(help), {}, ""}); }
-void Fields::add(std::string key, int64_t& value, std::string help, Constraint constraint, std::string unit) {
-  fields_.push_back({std::move(key), &value, std::move(help), std::move(constraint), std::move(unit)});
+void Fields::add(std::string key, bool& value, std::string help) {
+  fields_.push_back({std::move(key), &value, std::move(help), {}, ""});
 }
-void Fields::add(std::string key, double& value, std::string help, Constraint constraint, std::string unit) {
-  fields_.push_back({std::move(key), &value, std::move(help), std::move(constraint), std::move(unit)});
+void Fields::add(std::string key, int64_t& value, std::string help, Constraint constraint,
+                 std::string unit) {
+  fields_.push_back(
+      {std::move(key), &value, std::move(help), std::move(constraint), std::move(unit)});
+}
+void Fields::add(std::string key, double& value, std::string help, Constraint constraint,
+                 std::string unit) {
+  fields_.push_back(
+      {std::move(key), &value, std::move(help), std::move(constraint), std::move(unit)});
 }
 void Fields::add(std::string key, std::string& value, std::string help, Constraint constraint) {
   fields_.push_back({std::move(key), &value, std::move(help), std::move(constraint), ""});
@@ -187,7 +214,8 @@ void Fields::add(std::string key, std::string& value, std::string help, Constrai
 void Fields::add(std::string key, std::vector<int64_t>& value, std::string help) {
   fields_.push_back({std::move(key), &value, std::move(help), {}, ""});
 }
-void Fields::add(std::string key, std::vector<double>& value, std::string help, Constraint constraint) {
+void Fields::add(std::string key, std::vector<double>& value, std::string help,
+                 Constraint constraint) {
   fields_.push_back({std::move(key), &value, std::move(help), std::move(constraint), ""});
 }
 void Fields::section(std::string key, Options& options, std::string help) {
@@ -197,7 +225,7 @@ void Fields::choice(std::string key, Choice& choice, std::string help) {
   sections_.push_back({std::move(key), nullptr, &choice, std::move(help)});
 }
 
-// ---- writing -----------------------------------------------------------------------------------------------------
+// ---- writing ------------------------------------------------------------------------------------
 
 std::string resolved_toml(Options& options) {
   std::string out;
@@ -211,13 +239,18 @@ std::vector<Flag> parse_flags(const std::vector<std::string>& arguments) {
   std::vector<Flag> flags;
   for (size_t i = 0; i < arguments.size(); ++i) {
     const std::string& text = arguments[i];
-    if (text.rfind("--", 0) != 0 || text.size() < 3) throw ConfigError(concat("expected a flag --key=value, found \"", text, '"'));
+    if (text.rfind("--", 0) != 0 || text.size() < 3)
+      throw ConfigError(concat("expected a flag --key=value, found \"", text, '"'));
     const size_t equals = text.find('=');
     Flag flag{text.substr(2, equals == std::string::npos ? equals : equals - 2), "true"};
-    if (equals != std::string::npos) flag.value = text.substr(equals + 1);
-    else if (i + 1 < arguments.size() && arguments[i + 1].rfind("--", 0) != 0) flag.value = arguments[++i];
+    if (equals != std::string::npos)
+      flag.value = text.substr(equals + 1);
+    else if (i + 1 < arguments.size() && arguments[i + 1].rfind("--", 0) != 0)
+      flag.value = arguments[++i];
     for (const Flag& other : flags) {
-      if (other.key == flag.key) throw ConfigError(concat("--", flag.key, ": given twice (", other.value, " and ", flag.value, ")"));
+      if (other.key == flag.key)
+        throw ConfigError(
+            concat("--", flag.key, ": given twice (", other.value, " and ", flag.value, ")"));
     }
     flags.push_back(std::move(flag));
   }

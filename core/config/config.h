@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// One typed description per options struct gives parsing of a TOML file, --dotted.flags, help, range checks, and the
-// resolved file of a run. Errors are one line naming file, line, key, what was found, what is allowed and, for a name
-// that does not exist, the nearest one that does.
+// One typed description per options struct gives parsing of a TOML file, --dotted.flags, help,
+// range checks, and the resolved file of a run. Errors are one line naming file, line, key, what
+// was found, what is allowed and, for a name that does not exist, the nearest one that does.
 //
 //   struct OptimizerOptions : config::Options {
 //     double lr = 3e-4;
-//     void describe(config::Fields& f) override { f.add("lr", lr, "learning rate after warm-up", config::positive()); }
+//     void describe(config::Fields& f) override { f.add("lr", lr, "learning rate after warm-up",
+//     config::positive()); }
 //   };
 
 #include <filesystem>
@@ -36,26 +37,26 @@ struct Options {
   virtual void describe(Fields& f) = 0;
 };
 
-// ---- constraints -------------------------------------------------------------------------------------------------
+// ---- constraints --------------------------------------------------------------------------------
 // What a value must satisfy, and how an error says it ("expected at least 1").
 struct Constraint {
   std::string text;
-  std::function<bool(double)> number;              // for integers and reals; empty: any
-  std::vector<std::string> names;                  // for strings; empty: any
-  bool non_empty = false;                          // for strings
-  bool file_name = false;                          // for strings
+  std::function<bool(double)> number;  // for integers and reals; empty: any
+  std::vector<std::string> names;      // for strings; empty: any
+  bool non_empty = false;              // for strings
+  bool file_name = false;              // for strings
 };
 Constraint any();
 Constraint positive();
 Constraint at_least(double least);
-Constraint between(double low, double high);  // low <= value < high
+Constraint between(double low, double high);    // low <= value < high
 Constraint from_to(double least, double most);  // both allowed
-Constraint fraction();                        // 0 <= value <= 1
+Constraint fraction();                          // 0 <= value <= 1
 Constraint one_of(std::vector<std::string> names);
 Constraint non_empty();
-Constraint file_name();                       // not empty, no "/"
+Constraint file_name();  // not empty, no "/"
 
-// ---- kinds -------------------------------------------------------------------------------------------------------
+// ---- kinds --------------------------------------------------------------------------------------
 // A section whose key `kind` selects what else it may hold.
 using Factory = std::function<std::unique_ptr<Options>()>;
 
@@ -78,9 +79,10 @@ class Choice {
   std::unique_ptr<Options> options_;
 };
 
-// ---- the description ---------------------------------------------------------------------------------------------
+// ---- the description ----------------------------------------------------------------------------
 // Pointers into the options struct; strings hold paths relative to the working directory.
-using Target = std::variant<bool*, int64_t*, double*, std::string*, std::vector<int64_t>*, std::vector<double>*>;
+using Target = std::variant<bool*, int64_t*, double*, std::string*, std::vector<int64_t>*,
+                            std::vector<double>*>;
 
 struct Field {
   std::string key;  // "lr"
@@ -99,12 +101,15 @@ struct Section {
 class Fields {
  public:
   void add(std::string key, bool& value, std::string help);
-  void add(std::string key, int64_t& value, std::string help, Constraint constraint = any(), std::string unit = "");
-  void add(std::string key, double& value, std::string help, Constraint constraint = any(), std::string unit = "");
+  void add(std::string key, int64_t& value, std::string help, Constraint constraint = any(),
+           std::string unit = "");
+  void add(std::string key, double& value, std::string help, Constraint constraint = any(),
+           std::string unit = "");
   void add(std::string key, std::string& value, std::string help, Constraint constraint = any());
   void add(std::string key, std::vector<int64_t>& value, std::string help);
   // The constraint holds for each number of the list.
-  void add(std::string key, std::vector<double>& value, std::string help, Constraint constraint = any());
+  void add(std::string key, std::vector<double>& value, std::string help,
+           Constraint constraint = any());
   void section(std::string key, Options& options, std::string help);
   void choice(std::string key, Choice& choice, std::string help);
 
@@ -116,8 +121,9 @@ class Fields {
   std::vector<Section> sections_;
 };
 
-// ---- reading and writing -----------------------------------------------------------------------------------------
-// A flag "--optimizer.lr=3e-4" as key and value; a bool flag may come without a value.
+// ---- reading and writing
+// ----------------------------------------------------------------------------------------- A flag
+// "--optimizer.lr=3e-4" as key and value; a bool flag may come without a value.
 struct Flag {
   std::string key, value;
 };
@@ -127,7 +133,8 @@ std::vector<Flag> parse_flags(const std::vector<std::string>& arguments);
 // File first (empty path: none), then flags. Either everything fits, or a ConfigError is thrown.
 void load(Options& options, const std::filesystem::path& file, const std::vector<Flag>& flags = {});
 // The same from TOML text; `source` names it in errors.
-void load_text(Options& options, std::string_view text, const std::string& source, const std::vector<Flag>& flags = {});
+void load_text(Options& options, std::string_view text, const std::string& source,
+               const std::vector<Flag>& flags = {});
 
 // Every key with its present value; loading this text gives the same options.
 std::string resolved_toml(Options& options);

@@ -24,7 +24,9 @@ struct Model : Options {
   int64_t dim = 64, depth = 2;
   std::string norm = "layer";
   std::vector<int64_t> sizes = {1, 2};
-  Choice attention{{{"window", [] { return std::make_unique<Window>(); }}, {"linear", [] { return std::make_unique<Linear>(); }}}, "window"};
+  Choice attention{{{"window", [] { return std::make_unique<Window>(); }},
+                    {"linear", [] { return std::make_unique<Linear>(); }}},
+                   "window"};
   void describe(Fields& f) override {
     f.add("dim", dim, "channels", at_least(1));
     f.add("depth", depth, "blocks", from_to(1, 99));
@@ -58,7 +60,10 @@ std::string error_of(const std::string& text, const std::vector<std::string>& fl
 
 TEST(Config, FileThenFlags) {
   Root root;
-  load_text(root, "lr = 1e-3\n[model]\ndim = 1_024\nsizes = [3]\n[model.attention]\nkind = \"linear\"\ndecay = 1\n", "run.toml",
+  load_text(root,
+            "lr = 1e-3\n[model]\ndim = 1_024\nsizes = [3]\n[model.attention]\nkind = "
+            "\"linear\"\ndecay = 1\n",
+            "run.toml",
             parse_flags({"--model.dim=32", "--name", "other one", "--model.sizes=[4, 5]"}));
   EXPECT_EQ(root.lr, 1e-3);
   EXPECT_EQ(root.model.dim, 32);
@@ -69,13 +74,15 @@ TEST(Config, FileThenFlags) {
 
 TEST(Config, AKindGivenByFlagDecidesWhichFlagsExist) {
   Root root;
-  load_text(root, "", "run.toml", parse_flags({"--model.attention.decay=0.25", "--model.attention.kind=linear"}));
+  load_text(root, "", "run.toml",
+            parse_flags({"--model.attention.decay=0.25", "--model.attention.kind=linear"}));
   EXPECT_EQ(dynamic_cast<Linear&>(root.model.attention.options()).decay, 0.25);
 }
 
 TEST(Config, ABoolFlagNeedsNoValue) {
   Root root;
-  load_text(root, "[model.attention]\ncausal = false", "run.toml", parse_flags({"--model.attention.causal"}));
+  load_text(root, "[model.attention]\ncausal = false", "run.toml",
+            parse_flags({"--model.attention.causal"}));
   EXPECT_TRUE(dynamic_cast<Window&>(root.model.attention.options()).causal);
 }
 
@@ -93,14 +100,23 @@ TEST(Config, ResolvedTextLoadsToTheSameOptions) {
 }
 
 TEST(Config, ErrorsNameFileLineKeyAndTheNearestName) {
-  EXPECT_EQ(error_of("lr = 1\n\n[model.attention]\nwindw = 3\n"), "config run.toml:4: unknown key model.attention.windw; did you mean model.attention.window?");
-  EXPECT_EQ(error_of("[modle]\ndim = 3\n"), "config run.toml:1: unknown section modle; did you mean model?");
-  EXPECT_EQ(error_of("[model]\ndim = 0\n"), "config run.toml:2: model.dim: expected at least 1, found 0");
-  EXPECT_EQ(error_of("[model]\ndim = \"big\"\n"), "config run.toml:2: model.dim: expected an integer, found \"big\"");
-  EXPECT_EQ(error_of("[model]\ndim = 1.5\n"), "config run.toml:2: model.dim: expected an integer, found 1.5");
-  EXPECT_EQ(error_of("[model]\nnorm = \"rsm\"\n"), "config run.toml:2: model.norm: expected one of layer rms, found \"rsm\"; did you mean rms?");
+  EXPECT_EQ(
+      error_of("lr = 1\n\n[model.attention]\nwindw = 3\n"),
+      "config run.toml:4: unknown key model.attention.windw; did you mean model.attention.window?");
+  EXPECT_EQ(error_of("[modle]\ndim = 3\n"),
+            "config run.toml:1: unknown section modle; did you mean model?");
+  EXPECT_EQ(error_of("[model]\ndim = 0\n"),
+            "config run.toml:2: model.dim: expected at least 1, found 0");
+  EXPECT_EQ(error_of("[model]\ndim = \"big\"\n"),
+            "config run.toml:2: model.dim: expected an integer, found \"big\"");
+  EXPECT_EQ(error_of("[model]\ndim = 1.5\n"),
+            "config run.toml:2: model.dim: expected an integer, found 1.5");
+  EXPECT_EQ(
+      error_of("[model]\nnorm = \"rsm\"\n"),
+      "config run.toml:2: model.norm: expected one of layer rms, found \"rsm\"; did you mean rms?");
   EXPECT_EQ(error_of("[model.attention]\nkind = \"linera\"\n"),
-            "config run.toml:2: model.attention.kind: expected one of linear window, found \"linera\"; did you mean linear?");
+            "config run.toml:2: model.attention.kind: expected one of linear window, found "
+            "\"linera\"; did you mean linear?");
   EXPECT_EQ(error_of("model = 3\n"), "config run.toml:1: model is a section, found 3");
   EXPECT_EQ(error_of("name = \"\"\n"), "config run.toml:1: name: expected text that is not empty");
   EXPECT_EQ(error_of("lr = \n").rfind("config run.toml:1:", 0), 0u);
@@ -108,27 +124,35 @@ TEST(Config, ErrorsNameFileLineKeyAndTheNearestName) {
 }
 
 TEST(Config, FlagErrorsNameTheFlag) {
-  EXPECT_EQ(error_of("", {"--model.dmi=3"}), "flag --model.dmi: unknown key model.dmi; did you mean model.dim?");
-  EXPECT_EQ(error_of("", {"--model.dim=-2"}), "flag --model.dim: model.dim: expected at least 1, found -2");
+  EXPECT_EQ(error_of("", {"--model.dmi=3"}),
+            "flag --model.dmi: unknown key model.dmi; did you mean model.dim?");
+  EXPECT_EQ(error_of("", {"--model.dim=-2"}),
+            "flag --model.dim: model.dim: expected at least 1, found -2");
   EXPECT_EQ(error_of("", {"--lr=1", "--lr=2"}), "--lr: given twice (1 and 2)");
   EXPECT_EQ(error_of("", {"lr"}), "expected a flag --key=value, found \"lr\"");
 }
 
 TEST(Config, NumbersMustBeFiniteAndInsideTheirLimits) {
   EXPECT_EQ(error_of("lr = inf\n"), "config run.toml:1: lr: expected a finite number, found inf");
-  EXPECT_EQ(error_of("[model]\ndepth = 100\n"), "config run.toml:2: model.depth: expected from 1 to 99, found 100");
+  EXPECT_EQ(error_of("[model]\ndepth = 100\n"),
+            "config run.toml:2: model.depth: expected from 1 to 99, found 100");
   EXPECT_EQ(error_of("[model]\ndepth = 99\n"), "no error");
   EXPECT_EQ(error_of("[model]\ndepth = 99999999999999999999\n").rfind("config run.toml:2:", 0), 0u);
 }
 
 TEST(Config, ANameThatBecomesAFolderHoldsNoPath) {
-  EXPECT_EQ(error_of("title = \"a/b\"\n"), "config run.toml:1: title: expected the name of a folder, without \"/\", found \"a/b\"");
-  EXPECT_EQ(error_of("", {"--title=a\nb"}), "flag --title: title: expected the name of a folder, without \"/\", found \"a?b\"");
-  EXPECT_EQ(error_of("title = \"\"\n"), "config run.toml:1: title: expected text that is not empty");
+  EXPECT_EQ(
+      error_of("title = \"a/b\"\n"),
+      "config run.toml:1: title: expected the name of a folder, without \"/\", found \"a/b\"");
+  EXPECT_EQ(error_of("", {"--title=a\nb"}),
+            "flag --title: title: expected the name of a folder, without \"/\", found \"a?b\"");
+  EXPECT_EQ(error_of("title = \"\"\n"),
+            "config run.toml:1: title: expected text that is not empty");
 }
 
 TEST(Config, AFlagSetsOneKeyWhateverItsValueHolds) {
-  EXPECT_EQ(error_of("", {"--lr=1\n[model]\ndim = 3"}), "flag --lr: lr: expected a number, found \"1?[model]?dim = 3\"");
+  EXPECT_EQ(error_of("", {"--lr=1\n[model]\ndim = 3"}),
+            "flag --lr: lr: expected a number, found \"1?[model]?dim = 3\"");
   Root root;
   load_text(root, "", "run.toml", parse_flags({"--name=one\ntwo\x01"}));
   EXPECT_EQ(root.name, "one\ntwo\x01");
@@ -150,7 +174,10 @@ TEST(Config, HelpListsEveryKeyWithItsDefault) {
   EXPECT_NE(out.str().find("keys before a query [tokens] (at least 0)"), std::string::npos);
   EXPECT_NE(out.str().find("(from 1 to 99)"), std::string::npos);
   // also of the kinds that are not chosen
-  EXPECT_NE(out.str().find("[model.attention] with --model.attention.kind=linear\n  --model.attention.decay "), std::string::npos) << out.str();
+  EXPECT_NE(out.str().find(
+                "[model.attention] with --model.attention.kind=linear\n  --model.attention.decay "),
+            std::string::npos)
+      << out.str();
 }
 
 }  // namespace

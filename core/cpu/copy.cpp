@@ -11,15 +11,21 @@ namespace {
 
 template <typename To, typename From>
 To convert(From value) {
-  if constexpr (std::is_same_v<To, From>) return value;
-  else if constexpr (std::is_same_v<To, bool>) return static_cast<double>(value) != 0.0;
-  else if constexpr (std::is_same_v<To, bf16>) return bf16(static_cast<float>(value));
-  else if constexpr (std::is_same_v<From, bf16>) return static_cast<To>(static_cast<float>(value));
-  else return static_cast<To>(value);
+  if constexpr (std::is_same_v<To, From>)
+    return value;
+  else if constexpr (std::is_same_v<To, bool>)
+    return static_cast<double>(value) != 0.0;
+  else if constexpr (std::is_same_v<To, bf16>)
+    return bf16(static_cast<float>(value));
+  else if constexpr (std::is_same_v<From, bf16>)
+    return static_cast<To>(static_cast<float>(value));
+  else
+    return static_cast<To>(value);
 }
 
 template <typename To, typename From>
-void copy_run(To* out, int64_t out_stride, const From* source, int64_t source_stride, int64_t count) {
+void copy_run(To* out, int64_t out_stride, const From* source, int64_t source_stride,
+              int64_t count) {
   if constexpr (std::is_same_v<To, From>) {
     if (out_stride == 1 && source_stride == 1) {
       std::memcpy(out, source, static_cast<size_t>(count) * sizeof(To));
@@ -29,7 +35,8 @@ void copy_run(To* out, int64_t out_stride, const From* source, int64_t source_st
   if (out_stride == 1 && source_stride == 1) {
     for (int64_t i = 0; i < count; ++i) out[i] = convert<To>(source[i]);
   } else {
-    for (int64_t i = 0; i < count; ++i) out[i * out_stride] = convert<To>(source[i * source_stride]);
+    for (int64_t i = 0; i < count; ++i)
+      out[i * out_stride] = convert<To>(source[i * source_stride]);
   }
 }
 
@@ -57,8 +64,10 @@ void fill(const Tensor& out, double value) {
     const T element = convert<T>(value);
     loop.run([&](const auto& offsets, int64_t count, const auto& strides) {
       T* to = data + offsets[0];
-      if (strides[0] == 1) std::fill(to, to + count, element);
-      else for (int64_t i = 0; i < count; ++i) to[i * strides[0]] = element;
+      if (strides[0] == 1)
+        std::fill(to, to + count, element);
+      else
+        for (int64_t i = 0; i < count; ++i) to[i * strides[0]] = element;
     });
   });
 }

@@ -9,15 +9,19 @@ namespace {
 Dtype result_dtype(const char* op, const Tensor& a, const Tensor& b) {
   FOVEA_CHECK(a.defined() && b.defined(), op, ": an operand is absent");
   if (a.dtype() == b.dtype() && is_floating(a.dtype())) return a.dtype();
-  const bool mixed = (a.dtype() == Dtype::f32 && b.dtype() == Dtype::bf16) || (a.dtype() == Dtype::bf16 && b.dtype() == Dtype::f32);
-  FOVEA_CHECK(mixed, op, ": expected two of f32, bf16 (or both f64), found ", a.dtype(), ' ', a.shape(), " and ", b.dtype(), ' ', b.shape());
+  const bool mixed = (a.dtype() == Dtype::f32 && b.dtype() == Dtype::bf16) ||
+                     (a.dtype() == Dtype::bf16 && b.dtype() == Dtype::f32);
+  FOVEA_CHECK(mixed, op, ": expected two of f32, bf16 (or both f64), found ", a.dtype(), ' ',
+              a.shape(), " and ", b.dtype(), ' ', b.shape());
   return Dtype::f32;
 }
 
 template <typename T, typename V>
 T narrow(V value) {
-  if constexpr (std::is_same_v<T, bf16>) return bf16(static_cast<float>(value));
-  else return static_cast<T>(value);
+  if constexpr (std::is_same_v<T, bf16>)
+    return bf16(static_cast<float>(value));
+  else
+    return static_cast<T>(value);
 }
 
 template <typename F>
@@ -39,10 +43,12 @@ Tensor binary(const char* op, const Tensor& a, const Tensor& b, F f) {
           const A* p = x + at[1];
           const B* q = y + at[2];
           if (step[1] == 1 && step[2] == 1) {
-            for (int64_t i = 0; i < count; ++i) o[i] = narrow<T>(f(static_cast<Acc>(p[i]), static_cast<Acc>(q[i])));
+            for (int64_t i = 0; i < count; ++i)
+              o[i] = narrow<T>(f(static_cast<Acc>(p[i]), static_cast<Acc>(q[i])));
           } else {
             for (int64_t i = 0; i < count; ++i) {
-              o[i * step[0]] = narrow<T>(f(static_cast<Acc>(p[i * step[1]]), static_cast<Acc>(q[i * step[2]])));
+              o[i * step[0]] =
+                  narrow<T>(f(static_cast<Acc>(p[i * step[1]]), static_cast<Acc>(q[i * step[2]])));
             }
           }
         });
@@ -66,7 +72,8 @@ void in_place(const char* op, const Tensor& y, const Tensor& x, F f) {
         T* o = to + at[0];
         const X* p = source + at[1];
         if (step[0] == 1 && step[1] == 1) {
-          for (int64_t i = 0; i < count; ++i) o[i] = narrow<T>(f(static_cast<Acc>(o[i]), static_cast<Acc>(p[i])));
+          for (int64_t i = 0; i < count; ++i)
+            o[i] = narrow<T>(f(static_cast<Acc>(o[i]), static_cast<Acc>(p[i])));
         } else {
           for (int64_t i = 0; i < count; ++i) {
             T& element = o[i * step[0]];
@@ -97,10 +104,18 @@ Tensor unary(const char* op, const Tensor& a, F f) {
 
 }  // namespace
 
-Tensor add(const Tensor& a, const Tensor& b) { return binary("add", a, b, [](auto x, auto y) { return x + y; }); }
-Tensor sub(const Tensor& a, const Tensor& b) { return binary("sub", a, b, [](auto x, auto y) { return x - y; }); }
-Tensor mul(const Tensor& a, const Tensor& b) { return binary("mul", a, b, [](auto x, auto y) { return x * y; }); }
-Tensor div(const Tensor& a, const Tensor& b) { return binary("div", a, b, [](auto x, auto y) { return x / y; }); }
+Tensor add(const Tensor& a, const Tensor& b) {
+  return binary("add", a, b, [](auto x, auto y) { return x + y; });
+}
+Tensor sub(const Tensor& a, const Tensor& b) {
+  return binary("sub", a, b, [](auto x, auto y) { return x - y; });
+}
+Tensor mul(const Tensor& a, const Tensor& b) {
+  return binary("mul", a, b, [](auto x, auto y) { return x * y; });
+}
+Tensor div(const Tensor& a, const Tensor& b) {
+  return binary("div", a, b, [](auto x, auto y) { return x / y; });
+}
 
 Tensor scale(const Tensor& a, double factor) {
   return unary("scale", a, [=](auto x) { return x * static_cast<decltype(x)>(factor); });

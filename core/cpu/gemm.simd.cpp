@@ -1,19 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernel  kRows x (kVectors vectors) of accumulators in registers; each step of k loads kVectors vectors of b and
+// Kernel  kRows x (kVectors vectors) of accumulators in registers; each step of k loads kVectors
+// vectors of b and
 //         broadcasts kRows values of a.
-// Shapes  a is read at a[i a_row + k a_column], b at b[k b_row + j] (unit stride along j), both either in place or from
-//         packed panels: a as [panel][k][6 rows], b as [panel][k][kVectors vectors], zero past the last column.
-// Order   each element of the result sums over k in order, one fused multiply-add a step (bf16: after rounding up to f32).
+// Shapes  a is read at a[i a_row + k a_column], b at b[k b_row + j] (unit stride along j), both
+// either in place or from
+//         packed panels: a as [panel][k][6 rows], b as [panel][k][kVectors vectors], zero past the
+//         last column.
+// Order   each element of the result sums over k in order, one fused multiply-add a step (bf16:
+// after rounding up to f32).
 #include "core/cpu/gemm.h"
 
 #include "core/cpu/simd.h"
 
 namespace FOVEA_SIMD {
 
-// ---- vectors of double, with the names simd.h has for float ------------------------------------------------------------
+// ---- vectors of double, with the names simd.h has for float -------------------------------------
 #if defined(__AVX512F__)
-struct VecD { __m512d v; };
-struct MaskD { __mmask8 m; };
+struct VecD {
+  __m512d v;
+};
+struct MaskD {
+  __mmask8 m;
+};
 constexpr int kMaxVectors = 4;
 FOVEA_INLINE VecD load(const double* p, MaskD k) { return {_mm512_maskz_loadu_pd(k.m, p)}; }
 FOVEA_INLINE VecD load(const double* p) { return {_mm512_loadu_pd(p)}; }
@@ -21,10 +29,16 @@ FOVEA_INLINE void store(double* p, VecD x, MaskD k) { _mm512_mask_storeu_pd(p, k
 FOVEA_INLINE void store(double* p, VecD x) { _mm512_storeu_pd(p, x.v); }
 FOVEA_INLINE VecD splat(double x) { return {_mm512_set1_pd(x)}; }
 FOVEA_INLINE VecD fma(VecD a, VecD b, VecD c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
-FOVEA_INLINE MaskD first_double_lanes(int64_t n) { return {static_cast<__mmask8>(n >= 8 ? 0xffu : (1u << n) - 1u)}; }
+FOVEA_INLINE MaskD first_double_lanes(int64_t n) {
+  return {static_cast<__mmask8>(n >= 8 ? 0xffu : (1u << n) - 1u)};
+}
 #else
-struct VecD { __m256d v; };
-struct MaskD { __m256i m; };
+struct VecD {
+  __m256d v;
+};
+struct MaskD {
+  __m256i m;
+};
 constexpr int kMaxVectors = 2;
 FOVEA_INLINE VecD load(const double* p, MaskD k) { return {_mm256_maskload_pd(p, k.m)}; }
 FOVEA_INLINE VecD load(const double* p) { return {_mm256_loadu_pd(p)}; }
@@ -58,9 +72,10 @@ struct Lanes<double> {
 
 constexpr int kRows = 6;
 template <typename T>
-constexpr int64_t panel_columns = kMaxVectors * Lanes<T>::count;
+constexpr int64_t panel_columns = kMaxVectors* Lanes<T>::count;
 
-// One kernel call: the accumulators start at init[i init_row + j] (null: 0) and end in c[i c_row + j].
+// One kernel call: the accumulators start at init[i init_row + j] (null: 0) and end in c[i c_row +
+// j].
 template <typename T>
 struct Micro {
   int64_t k;
@@ -101,7 +116,8 @@ void micro(const Micro<T>& p) {
     for (int64_t k = 0; k < p.k; ++k, a += p.a_column, b += p.b_row) {
       V row[kV];
 #pragma GCC unroll 8
-      for (int v = 0; v < kV; ++v) row[v] = !kWhole && v + 1 == kV ? load(b + v * L::count, last) : load(b + v * L::count);
+      for (int v = 0; v < kV; ++v)
+        row[v] = !kWhole && v + 1 == kV ? load(b + v * L::count, last) : load(b + v * L::count);
 #pragma GCC unroll 8
       for (int i = 0; i < kR; ++i) {
         const V x = splat(a[i * p.a_row]);
@@ -110,15 +126,19 @@ void micro(const Micro<T>& p) {
       }
     }
   };
-  if (whole) walk.template operator()<true>();
-  else walk.template operator()<false>();
+  if (whole)
+    walk.template operator()<true>();
+  else
+    walk.template operator()<false>();
 #pragma GCC unroll 8
   for (int i = 0; i < kR; ++i) {
 #pragma GCC unroll 8
     for (int v = 0; v < kV; ++v) {
       T* to = p.c + i * p.c_row + v * L::count;
-      if (v + 1 == kV) store(to, acc[i][v], last);
-      else store(to, acc[i][v]);
+      if (v + 1 == kV)
+        store(to, acc[i][v], last);
+      else
+        store(to, acc[i][v]);
     }
   }
 }
@@ -137,18 +157,27 @@ void micro_columns(const Micro<T>& p) {
 template <typename T>
 void micro_any(int64_t rows, const Micro<T>& p) {
   switch (rows) {
-    case 1: return micro_columns<T, 1>(p);
-    case 2: return micro_columns<T, 2>(p);
-    case 3: return micro_columns<T, 3>(p);
-    case 4: return micro_columns<T, 4>(p);
-    case 5: return micro_columns<T, 5>(p);
-    default: return micro_columns<T, 6>(p);
+    case 1:
+      return micro_columns<T, 1>(p);
+    case 2:
+      return micro_columns<T, 2>(p);
+    case 3:
+      return micro_columns<T, 3>(p);
+    case 4:
+      return micro_columns<T, 4>(p);
+    case 5:
+      return micro_columns<T, 5>(p);
+    default:
+      return micro_columns<T, 6>(p);
   }
 }
 
 FOVEA_INLINE float widen(float x) { return x; }
 FOVEA_INLINE double widen(double x) { return x; }
-FOVEA_INLINE float widen(bf16 x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(uint32_t{x.bits} << 16)))); }
+FOVEA_INLINE float widen(bf16 x) {
+  return _mm_cvtss_f32(
+      _mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(uint32_t{x.bits} << 16))));
+}
 
 // a [rows, depth] -> [panel][depth][kRows]
 template <typename T, typename In>
@@ -176,7 +205,8 @@ void pack_b(T* to, const In* b, int64_t b_row, int64_t b_column, int64_t columns
       }
     } else {
       for (int64_t j = 0; j < width; ++j) {
-        for (int64_t k = 0; k < depth; ++k) to[k * kWidth + j] = widen(from[j * b_column + k * b_row]);
+        for (int64_t k = 0; k < depth; ++k)
+          to[k * kWidth + j] = widen(from[j * b_column + k * b_row]);
       }
       for (int64_t k = 0; k < depth; ++k) {
         for (int64_t j = width; j < kWidth; ++j) to[k * kWidth + j] = T{0};
@@ -187,8 +217,8 @@ void pack_b(T* to, const In* b, int64_t b_row, int64_t b_column, int64_t columns
 
 // T accumulates, In is read. Result tile c [rows, columns] of T, at stride c_row.
 template <typename T, typename In>
-void tile(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t columns, T* c, int64_t c_row, const T* init,
-          int64_t init_row, T* scratch) {
+void tile(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t columns, T* c,
+          int64_t c_row, const T* init, int64_t init_row, T* scratch) {
   constexpr int64_t kWidth = panel_columns<T>;
   constexpr bool kConverts = !__is_same(T, In);
   T* const a_packed = scratch;
@@ -227,17 +257,21 @@ void tile(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t colu
 }
 
 template <typename T, typename In>
-void tile_in_place(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t columns, void* scratch) {
+void tile_in_place(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t columns,
+                   void* scratch) {
   T* const c = static_cast<T*>(call.c) + i * call.c_row + j;
   const T* init = nullptr;
   int64_t init_row = 0;
-  if (call.accumulate) init = c, init_row = call.c_row;
-  else if (call.bias != nullptr) init = static_cast<const T*>(call.bias) + j;
+  if (call.accumulate)
+    init = c, init_row = call.c_row;
+  else if (call.bias != nullptr)
+    init = static_cast<const T*>(call.bias) + j;
   tile<T, In>(call, i, rows, j, columns, c, call.c_row, init, init_row, static_cast<T*>(scratch));
 }
 
 // A bf16 result is rounded once, at the end, from an f32 tile.
-void tile_bf16(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t columns, void* scratch) {
+void tile_bf16(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t columns,
+               void* scratch) {
   float* const wide = static_cast<float*>(scratch);
   float* const rest = wide + kGemmTileRows * kGemmTileColumns;
   bf16* const c = static_cast<bf16*>(call.c) + i * call.c_row + j;
@@ -245,7 +279,8 @@ void tile_bf16(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t
   int64_t init_row = 0;
   if (call.accumulate) {
     for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t column = 0; column < columns; ++column) wide[row * columns + column] = widen(c[row * call.c_row + column]);
+      for (int64_t column = 0; column < columns; ++column)
+        wide[row * columns + column] = widen(c[row * call.c_row + column]);
     }
     init = wide, init_row = columns;
   } else if (call.bias != nullptr) {
@@ -262,12 +297,17 @@ void tile_bf16(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t
 
 }  // namespace
 
-void gemm_tile(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t columns, void* scratch) {
+void gemm_tile(const GemmCall& call, int64_t i, int64_t rows, int64_t j, int64_t columns,
+               void* scratch) {
   switch (call.kind) {
-    case GemmKind::f32: return tile_in_place<float, float>(call, i, rows, j, columns, scratch);
-    case GemmKind::f64: return tile_in_place<double, double>(call, i, rows, j, columns, scratch);
-    case GemmKind::bf16_to_f32: return tile_in_place<float, bf16>(call, i, rows, j, columns, scratch);
-    case GemmKind::bf16_to_bf16: return tile_bf16(call, i, rows, j, columns, scratch);
+    case GemmKind::f32:
+      return tile_in_place<float, float>(call, i, rows, j, columns, scratch);
+    case GemmKind::f64:
+      return tile_in_place<double, double>(call, i, rows, j, columns, scratch);
+    case GemmKind::bf16_to_f32:
+      return tile_in_place<float, bf16>(call, i, rows, j, columns, scratch);
+    case GemmKind::bf16_to_bf16:
+      return tile_bf16(call, i, rows, j, columns, scratch);
   }
 }
 

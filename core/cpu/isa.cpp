@@ -30,7 +30,8 @@ Isa choose() {
   if (wanted == nullptr) return best;
   for (Isa isa : {Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
     if (name(isa) != wanted) continue;
-    FOVEA_CHECK(isa <= best, "FOVEA_ISA: ", wanted, " asked for, this processor has ", std::string(name(best)));
+    FOVEA_CHECK(isa <= best, "FOVEA_ISA: ", wanted, " asked for, this processor has ",
+                std::string(name(best)));
     return isa;
   }
   detail::fail("FOVEA_ISA: expected avx2, avx512 or avx512_bf16, found \"", wanted, '"');
@@ -45,9 +46,12 @@ Isa cpu_isa() {
 
 std::string_view name(Isa isa) {
   switch (isa) {
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
-    case Isa::avx512_bf16: return "avx512_bf16";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
   }
   return "?";
 }
@@ -56,7 +60,8 @@ std::string_view cpu_name() {
   static const std::string text = [] {
     std::array<unsigned, 12> words{};
     for (unsigned i = 0; i < 3; ++i) {
-      __get_cpuid(0x80000002u + i, &words[i * 4], &words[i * 4 + 1], &words[i * 4 + 2], &words[i * 4 + 3]);
+      __get_cpuid(0x80000002u + i, &words[i * 4], &words[i * 4 + 1], &words[i * 4 + 2],
+                  &words[i * 4 + 3]);
     }
     std::array<char, 49> bytes{};
     std::memcpy(bytes.data(), words.data(), 48);

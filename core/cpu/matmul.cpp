@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Turns a product of tensors into problems of one matrix or one evenly spaced batch, and hands each to oneDNN (f32, bf16)
-// or to our own kernel (f64, small problems, and what oneDNN lacks).
+// Turns a product of tensors into problems of one matrix or one evenly spaced batch, and hands each
+// to oneDNN (f32, bf16) or to our own kernel (f64, small problems, and what oneDNN lacks).
 #include "core/ops/matmul.h"
 
 #include "core/cpu/gemm.h"
@@ -35,26 +35,28 @@ void own_gemm(const Product& p) {
   const int64_t tile_work = std::min(p.m, kGemmTileRows) * std::min(p.n, kGemmTileColumns) * p.k;
   constexpr int64_t kWorthAThread = 1 << 19;  // multiply-adds: some 10 us
   const int64_t in_bytes = size_of(p.in), out_bytes = size_of(p.out);
-  parallel_for(0, p.batch * tiles_m * tiles_n, kWorthAThread / std::max<int64_t>(tile_work, 1) + 1, [&](int64_t begin, int64_t end) {
-    const Scratch<std::byte> scratch(kGemmScratchBytes);
-    GemmCall call;
-    call.kind = gemm_kind(p.in, p.out);
-    call.m = p.m, call.n = p.n, call.k = p.k;
-    call.a_row = p.a_row, call.a_column = p.a_column;
-    call.b_row = p.b_row, call.b_column = p.b_column;
-    call.c_row = p.c_row;
-    call.bias = p.bias_data;
-    call.accumulate = p.accumulate;
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t batch = t / (tiles_m * tiles_n);
-      const int64_t i = t / tiles_n % tiles_m * kGemmTileRows;
-      const int64_t j = t % tiles_n * kGemmTileColumns;
-      call.a = p.a + batch * p.a_batch * in_bytes;
-      call.b = p.b + batch * p.b_batch * in_bytes;
-      call.c = p.c + batch * p.c_batch * out_bytes;
-      FOVEA_SIMD_CALL(gemm_tile, call, i, std::min(kGemmTileRows, p.m - i), j, std::min(kGemmTileColumns, p.n - j), scratch.data());
-    }
-  });
+  parallel_for(0, p.batch * tiles_m * tiles_n, kWorthAThread / std::max<int64_t>(tile_work, 1) + 1,
+               [&](int64_t begin, int64_t end) {
+                 const Scratch<std::byte> scratch(kGemmScratchBytes);
+                 GemmCall call;
+                 call.kind = gemm_kind(p.in, p.out);
+                 call.m = p.m, call.n = p.n, call.k = p.k;
+                 call.a_row = p.a_row, call.a_column = p.a_column;
+                 call.b_row = p.b_row, call.b_column = p.b_column;
+                 call.c_row = p.c_row;
+                 call.bias = p.bias_data;
+                 call.accumulate = p.accumulate;
+                 for (int64_t t = begin; t < end; ++t) {
+                   const int64_t batch = t / (tiles_m * tiles_n);
+                   const int64_t i = t / tiles_n % tiles_m * kGemmTileRows;
+                   const int64_t j = t % tiles_n * kGemmTileColumns;
+                   call.a = p.a + batch * p.a_batch * in_bytes;
+                   call.b = p.b + batch * p.b_batch * in_bytes;
+                   call.c = p.c + batch * p.c_batch * out_bytes;
+                   FOVEA_SIMD_CALL(gemm_tile, call, i, std::min(kGemmTileRows, p.m - i), j,
+                                   std::min(kGemmTileColumns, p.n - j), scratch.data());
+                 }
+               });
 }
 
 // Below this many multiply-adds per matrix the cost of calling oneDNN is felt.
@@ -70,7 +72,8 @@ void run(const Product& p) {
 bool is_matrix(const Tensor& t) {
   const int64_t rows = t.dim(-2), columns = t.dim(-1);
   const int64_t row = t.stride(-2), column = t.stride(-1);
-  return (column == 1 && (rows == 1 || row >= columns)) || (row == 1 && (columns == 1 || column >= rows)) || (rows == 1 && columns == 1);
+  return (column == 1 && (rows == 1 || row >= columns)) ||
+         (row == 1 && (columns == 1 || column >= rows)) || (rows == 1 && columns == 1);
 }
 
 // Strides of a matrix with those of size-1 axes replaced by what a plain matrix would have.
@@ -78,23 +81,31 @@ struct MatrixStrides {
   int64_t row, column;
   explicit MatrixStrides(const Tensor& t) : row(t.stride(-2)), column(t.stride(-1)) {
     if (t.dim(-1) == 1 && column != 1) {
-      if (row == 1) column = std::max<int64_t>(column, t.dim(-2));
-      else column = 1;
+      if (row == 1)
+        column = std::max<int64_t>(column, t.dim(-2));
+      else
+        column = 1;
     }
     if (t.dim(-2) == 1 && row != 1) row = column == 1 ? t.dim(-1) : 1;
     if (t.dim(-2) == 1 && column == 1) row = t.dim(-1);
   }
 };
 
-Shape leading(const Shape& shape) { return Shape(std::span<const int64_t>(shape.begin(), static_cast<size_t>(shape.rank() - 2))); }
+Shape leading(const Shape& shape) {
+  return Shape(std::span<const int64_t>(shape.begin(), static_cast<size_t>(shape.rank() - 2)));
+}
 
 Shape result_shape(const Tensor& a, const Tensor& b) {
-  FOVEA_CHECK(a.rank() >= 2 && b.rank() >= 2, "matmul: a is ", a.shape(), " and b ", b.shape(), "; both need at least two axes");
-  FOVEA_CHECK(a.dim(-1) == b.dim(-2), "matmul: a is ", a.shape(), " and b ", b.shape(), "; the last axis of a and the last but one of b differ (",
-              a.dim(-1), " != ", b.dim(-2), ")");
-  FOVEA_CHECK(b.rank() == 2 || leading(a.shape()) == leading(b.shape()), "matmul: a is ", a.shape(), " and b ", b.shape(),
+  FOVEA_CHECK(a.rank() >= 2 && b.rank() >= 2, "matmul: a is ", a.shape(), " and b ", b.shape(),
+              "; both need at least two axes");
+  FOVEA_CHECK(a.dim(-1) == b.dim(-2), "matmul: a is ", a.shape(), " and b ", b.shape(),
+              "; the last axis of a and the last but one of b differ (", a.dim(-1),
+              " != ", b.dim(-2), ")");
+  FOVEA_CHECK(b.rank() == 2 || leading(a.shape()) == leading(b.shape()), "matmul: a is ", a.shape(),
+              " and b ", b.shape(),
               "; the leading axes differ (they must be equal, or b have two axes)");
-  FOVEA_CHECK(a.dtype() == b.dtype(), "matmul: a ", a.shape(), " is ", a.dtype(), " and b ", b.shape(), " is ", b.dtype(), "; convert one with Tensor::to");
+  FOVEA_CHECK(a.dtype() == b.dtype(), "matmul: a ", a.shape(), " is ", a.dtype(), " and b ",
+              b.shape(), " is ", b.dtype(), "; convert one with Tensor::to");
   FOVEA_CHECK(is_floating(a.dtype()), "matmul: expected f32, bf16 or f64, found ", a.dtype());
   Shape shape = a.shape();
   shape[-1] = b.dim(-1);
@@ -102,16 +113,20 @@ Shape result_shape(const Tensor& a, const Tensor& b) {
 }
 
 void check_result_dtype(const Tensor& a, Dtype out) {
-  FOVEA_CHECK(out == a.dtype() || (a.dtype() == Dtype::bf16 && out == Dtype::f32), "matmul: the product of ", a.dtype(),
-              " tensors is ", a.dtype(), a.dtype() == Dtype::bf16 ? " or f32" : "", ", asked for ", out);
+  FOVEA_CHECK(out == a.dtype() || (a.dtype() == Dtype::bf16 && out == Dtype::f32),
+              "matmul: the product of ", a.dtype(), " tensors is ", a.dtype(),
+              a.dtype() == Dtype::bf16 ? " or f32" : "", ", asked for ", out);
 }
 
 // out's last stride is 1 (or its last axis has size 1).
-void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, const Tensor& bias, bool accumulate) {
+void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, const Tensor& bias,
+              bool accumulate) {
   if (out.numel() == 0) return;
   if (a_given.dim(-1) == 0) {
-    if (bias.defined()) copy(out, bias);
-    else if (!accumulate) out.zero_();
+    if (bias.defined())
+      copy(out, bias);
+    else if (!accumulate)
+      out.zero_();
     return;
   }
   const Tensor a = is_matrix(a_given) ? a_given : a_given.contiguous();
@@ -131,7 +146,8 @@ void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, c
     p.bias = wide_bias.dtype();
     p.bias_data = wide_bias.raw();
   }
-  // Leading axes: merged where they can be; the last of them becomes the batch, or joins m when b is the same for all.
+  // Leading axes: merged where they can be; the last of them becomes the batch, or joins m when b
+  // is the same for all.
   const Shape batch_shape = leading(a.shape());
   Shape b_leading = leading(b.shape());
   if (b.rank() == 2) {
@@ -140,10 +156,12 @@ void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, c
   } else {
     b_leading = leading(b.strides());
   }
-  const cpu::StridedLoop<3> loop(batch_shape, {leading(out.strides()), leading(a.strides()), b_leading});
+  const cpu::StridedLoop<3> loop(batch_shape,
+                                 {leading(out.strides()), leading(a.strides()), b_leading});
   p.batch = loop.shape[-1];
   if (p.batch > 1) {
-    p.c_batch = loop.strides[0][-1], p.a_batch = loop.strides[1][-1], p.b_batch = loop.strides[2][-1];
+    p.c_batch = loop.strides[0][-1], p.a_batch = loop.strides[1][-1],
+    p.b_batch = loop.strides[2][-1];
   }
   if (p.batch > 1 && p.b_batch == 0) {
     const bool single = p.m == 1 && p.a_column == 1;
@@ -175,8 +193,10 @@ Tensor matmul(const Tensor& a, const Tensor& b, const MatmulOptions& options) {
   const Dtype dtype = options.dtype.value_or(a.dtype());
   check_result_dtype(a, dtype);
   if (options.bias.defined()) {
-    FOVEA_CHECK(options.bias.shape() == Shape{b.dim(-1)} && is_floating(options.bias.dtype()), "matmul: bias is ", options.bias.dtype(), ' ',
-                options.bias.shape(), " for the product of a ", a.shape(), " and b ", b.shape(), "; expected a floating [", b.dim(-1), ']');
+    FOVEA_CHECK(options.bias.shape() == Shape{b.dim(-1)} && is_floating(options.bias.dtype()),
+                "matmul: bias is ", options.bias.dtype(), ' ', options.bias.shape(),
+                " for the product of a ", a.shape(), " and b ", b.shape(),
+                "; expected a floating [", b.dim(-1), ']');
   }
   const Tensor out = Tensor::empty(shape, dtype);
   multiply(out, a, b, options.bias, false);
@@ -185,12 +205,15 @@ Tensor matmul(const Tensor& a, const Tensor& b, const MatmulOptions& options) {
 
 void matmul_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
   const Shape shape = result_shape(a, b);
-  FOVEA_CHECK(out.shape() == shape, "matmul: out is ", out.shape(), " for a ", a.shape(), " and b ", b.shape(), "; expected ", shape);
+  FOVEA_CHECK(out.shape() == shape, "matmul: out is ", out.shape(), " for a ", a.shape(), " and b ",
+              b.shape(), "; expected ", shape);
   check_result_dtype(a, out.dtype());
   if (out.stride(-1) == 1 || out.dim(-1) == 1) return multiply(out, a, b, Tensor(), accumulate);
-  FOVEA_CHECK((out.stride(-2) == 1 || out.dim(-2) == 1) && (b.rank() > 2 || a.rank() == 2), "matmul: out ", out.shape(), " has strides ",
-              out.strides(), "; one of the last two must be 1 (the last, when b has no leading axes)");
-  multiply(out.transpose(-1, -2), b.transpose(-1, -2), a.transpose(-1, -2), Tensor(), accumulate);  // out^T = b^T a^T
+  FOVEA_CHECK((out.stride(-2) == 1 || out.dim(-2) == 1) && (b.rank() > 2 || a.rank() == 2),
+              "matmul: out ", out.shape(), " has strides ", out.strides(),
+              "; one of the last two must be 1 (the last, when b has no leading axes)");
+  multiply(out.transpose(-1, -2), b.transpose(-1, -2), a.transpose(-1, -2), Tensor(),
+           accumulate);  // out^T = b^T a^T
 }
 
 }  // namespace fovea

@@ -18,9 +18,15 @@ const dnnl::engine& engine() {
   static const dnnl::engine instance = [] {
     // Only before the first primitive; a second call would be refused, which cannot happen here.
     switch (cpu_isa()) {
-      case Isa::avx2: dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx2); break;
-      case Isa::avx512: dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_vnni); break;
-      case Isa::avx512_bf16: dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_bf16); break;
+      case Isa::avx2:
+        dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx2);
+        break;
+      case Isa::avx512:
+        dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_vnni);
+        break;
+      case Isa::avx512_bf16:
+        dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_bf16);
+        break;
     }
     return dnnl::engine(dnnl::engine::kind::cpu, 0);
   }();
@@ -34,9 +40,12 @@ dnnl::stream& stream() {
 
 dnnl::memory::data_type data_type(Dtype dtype) {
   switch (dtype) {
-    case Dtype::f32: return dnnl::memory::data_type::f32;
-    case Dtype::bf16: return dnnl::memory::data_type::bf16;
-    default: detail::fail("oneDNN: expected f32 or bf16, found ", dtype);
+    case Dtype::f32:
+      return dnnl::memory::data_type::f32;
+    case Dtype::bf16:
+      return dnnl::memory::data_type::bf16;
+    default:
+      detail::fail("oneDNN: expected f32 or bf16, found ", dtype);
   }
 }
 
@@ -60,18 +69,26 @@ struct KeyHash {
   size_t operator()(const Key& key) const {
     const MatmulProblem& p = key.problem;
     size_t hash = static_cast<size_t>(key.threads);
-    const auto mix = [&](int64_t value) { hash = (hash ^ static_cast<size_t>(value)) * 0x9e3779b97f4a7c15ull + (hash >> 29); };
-    for (int64_t value : {p.batch, p.m, p.n, p.k, p.a_batch, p.a_row, p.a_column, p.b_batch, p.b_row, p.b_column, p.c_batch, p.c_row}) mix(value);
-    mix(static_cast<int64_t>(p.in) * 64 + static_cast<int64_t>(p.out) * 8 + (p.bias ? static_cast<int64_t>(*p.bias) + 1 : 0));
+    const auto mix = [&](int64_t value) {
+      hash = (hash ^ static_cast<size_t>(value)) * 0x9e3779b97f4a7c15ull + (hash >> 29);
+    };
+    for (int64_t value : {p.batch, p.m, p.n, p.k, p.a_batch, p.a_row, p.a_column, p.b_batch,
+                          p.b_row, p.b_column, p.c_batch, p.c_row})
+      mix(value);
+    mix(static_cast<int64_t>(p.in) * 64 + static_cast<int64_t>(p.out) * 8 +
+        (p.bias ? static_cast<int64_t>(*p.bias) + 1 : 0));
     mix(p.accumulate);
     return hash;
   }
 };
 
-memory::desc matrix(const MatmulProblem& p, Dtype dtype, int64_t rows, int64_t columns, int64_t batch_stride, int64_t row, int64_t column) {
+memory::desc matrix(const MatmulProblem& p, Dtype dtype, int64_t rows, int64_t columns,
+                    int64_t batch_stride, int64_t row, int64_t column) {
   if (p.batch == 1) return {{rows, columns}, data_type(dtype), memory::dims{row, column}};
   const int64_t batch = batch_stride == 0 ? 1 : p.batch;
-  return {{batch, rows, columns}, data_type(dtype), memory::dims{batch_stride == 0 ? rows * columns : batch_stride, row, column}};
+  return {{batch, rows, columns},
+          data_type(dtype),
+          memory::dims{batch_stride == 0 ? rows * columns : batch_stride, row, column}};
 }
 
 std::shared_ptr<const Compiled> compile(const MatmulProblem& p) {
@@ -80,8 +97,9 @@ std::shared_ptr<const Compiled> compile(const MatmulProblem& p) {
   compiled->b = matrix(p, p.in, p.k, p.n, p.b_batch, p.b_row, p.b_column);
   compiled->c = matrix(p, p.out, p.m, p.n, p.c_batch, p.c_row, 1);
   if (p.bias) {
-    compiled->bias = p.batch == 1 ? memory::desc({1, p.n}, data_type(*p.bias), memory::dims{p.n, 1})
-                                  : memory::desc({1, 1, p.n}, data_type(*p.bias), memory::dims{p.n, p.n, 1});
+    compiled->bias = p.batch == 1
+                         ? memory::desc({1, p.n}, data_type(*p.bias), memory::dims{p.n, 1})
+                         : memory::desc({1, 1, p.n}, data_type(*p.bias), memory::dims{p.n, p.n, 1});
   }
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -90,8 +108,9 @@ std::shared_ptr<const Compiled> compile(const MatmulProblem& p) {
     post.append_sum(1.0f);
     attributes.set_post_ops(post);
   }
-  const dnnl::matmul::desc desc = p.bias ? dnnl::matmul::desc(compiled->a, compiled->b, compiled->bias, compiled->c)
-                                         : dnnl::matmul::desc(compiled->a, compiled->b, compiled->c);
+  const dnnl::matmul::desc desc =
+      p.bias ? dnnl::matmul::desc(compiled->a, compiled->b, compiled->bias, compiled->c)
+             : dnnl::matmul::desc(compiled->a, compiled->b, compiled->c);
   dnnl::matmul::primitive_desc chosen(desc, attributes, engine(), /*allow_empty=*/true);
   if (!chosen || std::strstr(chosen.impl_info_str(), "ref") != nullptr) return compiled;
   compiled->implementation = chosen.impl_info_str();
@@ -103,7 +122,8 @@ std::shared_ptr<const Compiled> compile(const MatmulProblem& p) {
 std::shared_ptr<const Compiled> find(const MatmulProblem& problem) {
   static std::mutex mutex;
   static std::unordered_map<Key, std::shared_ptr<const Compiled>, KeyHash> cache;
-  constexpr size_t kMostPrimitives = 2048;  // a run has a few hundred; a stream of ever new shapes starts over
+  constexpr size_t kMostPrimitives =
+      2048;  // a run has a few hundred; a stream of ever new shapes starts over
   const Key key{problem, num_threads()};
   const std::lock_guard lock(mutex);
   if (const auto found = cache.find(key); found != cache.end()) return found->second;
@@ -124,11 +144,14 @@ bool matmul(const MatmulProblem& problem, void* c, const void* a, const void* b,
       {DNNL_ARG_WEIGHTS, memory(compiled->b, engine(), const_cast<void*>(b))},
       {DNNL_ARG_DST, memory(compiled->c, engine(), c)},
       {DNNL_ARG_SCRATCHPAD, memory(compiled->scratch, engine(), scratch.data())}};
-  if (problem.bias) arguments.emplace(DNNL_ARG_BIAS, memory(compiled->bias, engine(), const_cast<void*>(bias)));
+  if (problem.bias)
+    arguments.emplace(DNNL_ARG_BIAS, memory(compiled->bias, engine(), const_cast<void*>(bias)));
   compiled->primitive.execute(stream(), arguments);
   return true;
 }
 
-const char* matmul_implementation(const MatmulProblem& problem) { return find(problem)->implementation; }
+const char* matmul_implementation(const MatmulProblem& problem) {
+  return find(problem)->implementation;
+}
 
 }  // namespace fovea::onednn

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Philox4x32-10 in vectors, for files named *.simd.cpp: the words of core/rng.h's philox(), a block a lane.
+// Philox4x32-10 in vectors, for files named *.simd.cpp: the words of core/rng.h's philox(), a block
+// a lane.
 
 #include <cstdint>
 
@@ -10,7 +11,9 @@ namespace FOVEA_SIMD {
 
 #if defined(__AVX512F__)
 
-struct Words { __m512i v; };
+struct Words {
+  __m512i v;
+};
 FOVEA_INLINE Words all(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
 FOVEA_INLINE Words load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
 FOVEA_INLINE Words load(const uint32_t* p, Mask k) { return {_mm512_maskz_loadu_epi32(k.m, p)}; }
@@ -19,27 +22,37 @@ FOVEA_INLINE Mask operator<(Words a, Words b) { return {_mm512_cmplt_epu32_mask(
 FOVEA_INLINE Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.v, b.v)}; }
 // Upper and lower halves of the lanes' 64-bit products.
 FOVEA_INLINE void multiply(Words a, Words b, Words& high, Words& low) {
-  const __m512i even = _mm512_mul_epu32(a.v, b.v), odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), b.v);
+  const __m512i even = _mm512_mul_epu32(a.v, b.v),
+                odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), b.v);
   low.v = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
   high.v = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
 }
 
 #else
 
-struct Words { __m256i v; };
+struct Words {
+  __m256i v;
+};
 FOVEA_INLINE Words all(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
-FOVEA_INLINE Words load(const uint32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+FOVEA_INLINE Words load(const uint32_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+}
 FOVEA_INLINE Words load(const uint32_t* p, Mask k) {
   return {_mm256_maskload_epi32(reinterpret_cast<const int*>(p), _mm256_castps_si256(k.m))};
 }
-FOVEA_INLINE Mask operator<(Words a, Words b) {  // unsigned: both move by 2^31 into the signed order
+FOVEA_INLINE Mask operator<(Words a,
+                            Words b) {  // unsigned: both move by 2^31 into the signed order
   const __m256i bias = _mm256_set1_epi32(INT32_MIN);
-  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_xor_si256(b.v, bias), _mm256_xor_si256(a.v, bias)))};
+  return {_mm256_castsi256_ps(
+      _mm256_cmpgt_epi32(_mm256_xor_si256(b.v, bias), _mm256_xor_si256(a.v, bias)))};
 }
-FOVEA_INLINE void store(uint32_t* p, Words x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.v); }
+FOVEA_INLINE void store(uint32_t* p, Words x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.v);
+}
 FOVEA_INLINE Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.v, b.v)}; }
 FOVEA_INLINE void multiply(Words a, Words b, Words& high, Words& low) {
-  const __m256i even = _mm256_mul_epu32(a.v, b.v), odd = _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), b.v);
+  const __m256i even = _mm256_mul_epu32(a.v, b.v),
+                odd = _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), b.v);
   low.v = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
   high.v = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
 }
@@ -55,7 +68,8 @@ FOVEA_INLINE void philox_blocks(uint32_t* words, uint64_t key, uint64_t high, ui
     low_index[l] = static_cast<uint32_t>(first + static_cast<uint64_t>(l));
     high_index[l] = static_cast<uint32_t>((first + static_cast<uint64_t>(l)) >> 32);
   }
-  Words c0 = load(low_index), c1 = load(high_index), c2 = all(static_cast<uint32_t>(high)), c3 = all(static_cast<uint32_t>(high >> 32));
+  Words c0 = load(low_index), c1 = load(high_index), c2 = all(static_cast<uint32_t>(high)),
+        c3 = all(static_cast<uint32_t>(high >> 32));
   auto k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
     Words high0, low0, high1, low1;

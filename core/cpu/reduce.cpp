@@ -19,7 +19,8 @@ Tensor sum_all(const Tensor& a) {
     parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         double total = 0.0;
-        for (int64_t i = block * kBlock; i < std::min(flat.numel(), (block + 1) * kBlock); ++i) total += static_cast<double>(data[i]);
+        for (int64_t i = block * kBlock; i < std::min(flat.numel(), (block + 1) * kBlock); ++i)
+          total += static_cast<double>(data[i]);
         partial[static_cast<size_t>(block)] = total;
       }
     });
@@ -32,8 +33,8 @@ Tensor sum_all(const Tensor& a) {
 
 Tensor sum(const Tensor& a, int axis) { return sum(a, axis, a.dtype()); }
 
-// Axis `axis` of a as [outer, count, inner]. A long `count` is cut into fixed blocks, summed by any thread and then added
-// in order.
+// Axis `axis` of a as [outer, count, inner]. A long `count` is cut into fixed blocks, summed by any
+// thread and then added in order.
 Tensor sum(const Tensor& a, int axis, Dtype dtype) {
   axis = a.shape().wrap(axis);
   const Tensor source = a.contiguous();
@@ -80,7 +81,8 @@ Tensor sum(const Tensor& a, int axis, Dtype dtype) {
 }
 
 Tensor sum_to(const Tensor& a, const Shape& shape) {
-  FOVEA_CHECK(broadcast_shapes("sum_to", shape, a.shape()) == a.shape(), "sum_to: ", shape, " does not broadcast to ", a.shape());
+  FOVEA_CHECK(broadcast_shapes("sum_to", shape, a.shape()) == a.shape(), "sum_to: ", shape,
+              " does not broadcast to ", a.shape());
   Tensor out = a;
   while (out.rank() > shape.rank()) out = sum(out, 0);
   for (int axis = 0; axis < shape.rank(); ++axis) {

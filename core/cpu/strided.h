@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Walking several tensors of one shape but different strides, in parallel: the shape is first simplified (axes that
-// are contiguous in every operand are merged), so that the usual case is one long inner loop.
+// Walking several tensors of one shape but different strides, in parallel: the shape is first
+// simplified (axes that are contiguous in every operand are merged), so that the usual case is one
+// long inner loop.
 
 #include <array>
 
@@ -12,15 +13,16 @@ namespace fovea::cpu {
 
 template <int kOperands>
 struct StridedLoop {
-  Shape shape;                            // simplified, rank >= 1
-  std::array<Shape, kOperands> strides;   // in elements
+  Shape shape;                           // simplified, rank >= 1
+  std::array<Shape, kOperands> strides;  // in elements
 
   StridedLoop(const Shape& full, const std::array<Shape, kOperands>& full_strides) {
     for (int axis = 0; axis < full.rank(); ++axis) {
       if (full[axis] == 1) continue;
       bool merges = shape.rank() > 0;
       for (int k = 0; k < kOperands && merges; ++k) {
-        merges = strides[static_cast<size_t>(k)][-1] == full_strides[static_cast<size_t>(k)][axis] * full[axis];
+        merges = strides[static_cast<size_t>(k)][-1] ==
+                 full_strides[static_cast<size_t>(k)][axis] * full[axis];
       }
       if (merges) {
         shape[-1] *= full[axis];
@@ -28,8 +30,10 @@ struct StridedLoop {
         shape.push_back(full[axis]);
       }
       for (size_t k = 0; k < kOperands; ++k) {
-        if (merges) strides[k][-1] = full_strides[k][axis];
-        else strides[k].push_back(full_strides[k][axis]);
+        if (merges)
+          strides[k][-1] = full_strides[k][axis];
+        else
+          strides[k].push_back(full_strides[k][axis]);
       }
     }
     if (shape.rank() == 0) {

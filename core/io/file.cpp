@@ -21,9 +21,11 @@ namespace {
 class Descriptor {
  public:
   // O_NONBLOCK: a pipe is refused by its type, not waited for.
-  explicit Descriptor(const std::filesystem::path& path, int flags = O_RDONLY, const std::filesystem::path& shown = {})
+  explicit Descriptor(const std::filesystem::path& path, int flags = O_RDONLY,
+                      const std::filesystem::path& shown = {})
       : fd_(open(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK, 0644)) {
-    FOVEA_CHECK(fd_ >= 0, "file ", (shown.empty() ? path : shown).string(), ": ", std::strerror(errno));
+    FOVEA_CHECK(fd_ >= 0, "file ", (shown.empty() ? path : shown).string(), ": ",
+                std::strerror(errno));
   }
   ~Descriptor() { close(fd_); }
   Descriptor(const Descriptor&) = delete;
@@ -50,7 +52,8 @@ void remove_abandoned(const std::filesystem::path& folder, const std::string& pr
     const std::string name = at->path().filename().string();
     pid_t process = 0;
     if (!name.starts_with(prefix)) continue;
-    const auto [rest, code] = std::from_chars(name.data() + prefix.size(), name.data() + name.size(), process);
+    const auto [rest, code] =
+        std::from_chars(name.data() + prefix.size(), name.data() + name.size(), process);
     if (code != std::errc{} || rest != name.data() + name.size() || process <= 0) continue;
     if (kill(process, 0) != 0 && errno == ESRCH) abandoned.push_back(at->path());
   }
@@ -59,7 +62,8 @@ void remove_abandoned(const std::filesystem::path& folder, const std::string& pr
 
 void sync(const std::filesystem::path& path, int flags) {
   const Descriptor file(path, flags);
-  FOVEA_CHECK(fsync(file.get()) == 0 || errno == EINVAL, "file ", path.string(), ": ", std::strerror(errno));
+  FOVEA_CHECK(fsync(file.get()) == 0 || errno == EINVAL, "file ", path.string(), ": ",
+              std::strerror(errno));
 }
 
 }  // namespace
@@ -79,15 +83,18 @@ std::string read_file(const std::filesystem::path& path) {
   return content;
 }
 
-void replace_file(const std::filesystem::path& path, const std::function<void(const std::filesystem::path&)>& write) {
-  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+void replace_file(const std::filesystem::path& path,
+                  const std::function<void(const std::filesystem::path&)>& write) {
+  const std::filesystem::path folder =
+      path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
   const std::string prefix = path.filename().string() + ".writing.";
   const std::filesystem::path temporary = folder / (prefix + std::to_string(getpid()));
   remove_abandoned(folder, prefix);
   try {
     write(temporary);
     sync(temporary, O_RDONLY);
-    FOVEA_CHECK(std::rename(temporary.c_str(), path.c_str()) == 0, "file ", path.string(), ": ", std::strerror(errno));
+    FOVEA_CHECK(std::rename(temporary.c_str(), path.c_str()) == 0, "file ", path.string(), ": ",
+                std::strerror(errno));
   } catch (...) {
     std::error_code ignored;
     std::filesystem::remove(temporary, ignored);
@@ -109,7 +116,8 @@ void replace_file(const std::filesystem::path& path, std::string_view content) {
   });
 }
 
-void replace_files(const std::filesystem::path& folder, const std::function<void(const std::filesystem::path&)>& write) {
+void replace_files(const std::filesystem::path& folder,
+                   const std::function<void(const std::filesystem::path&)>& write) {
   namespace fs = std::filesystem;
   const fs::path temporary = folder / (".writing." + std::to_string(getpid()));
   remove_abandoned(folder, ".writing.");
@@ -124,7 +132,8 @@ void replace_files(const std::filesystem::path& folder, const std::function<void
     }
     for (const fs::directory_entry& entry : fs::directory_iterator(temporary)) {
       const fs::path path = folder / entry.path().filename();
-      FOVEA_CHECK(std::rename(entry.path().c_str(), path.c_str()) == 0, "file ", path.string(), ": ", std::strerror(errno));
+      FOVEA_CHECK(std::rename(entry.path().c_str(), path.c_str()) == 0, "file ", path.string(),
+                  ": ", std::strerror(errno));
     }
   } catch (...) {
     std::error_code ignored;
@@ -145,7 +154,9 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);

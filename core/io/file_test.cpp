@@ -16,7 +16,8 @@ namespace {
 class File : public testing::Test {
  protected:
   void SetUp() override {
-    folder = std::filesystem::temp_directory_path() / ("fovea_file_test." + std::to_string(getpid()));
+    folder =
+        std::filesystem::temp_directory_path() / ("fovea_file_test." + std::to_string(getpid()));
     std::filesystem::create_directories(folder);
   }
   void TearDown() override { std::filesystem::remove_all(folder); }
@@ -28,15 +29,19 @@ TEST_F(File, ReplacesAndReadsBack) {
   replace_file(folder / "a", "second");
   EXPECT_EQ(read_file(folder / "a"), "second");
   const MappedFile mapped(folder / "a");
-  EXPECT_EQ(std::string(reinterpret_cast<const char*>(mapped.bytes().data()), mapped.bytes().size()), "second");
+  EXPECT_EQ(
+      std::string(reinterpret_cast<const char*>(mapped.bytes().data()), mapped.bytes().size()),
+      "second");
 }
 
 TEST_F(File, AFailedWriteLeavesTheOldContentAndNoTemporary) {
   replace_file(folder / "a", "first");
-  EXPECT_THROW(replace_file(folder / "a", [](const std::filesystem::path& temporary) {
-    std::ofstream(temporary) << "half";
-    throw Error("no space left");
-  }), Error);
+  EXPECT_THROW(replace_file(folder / "a",
+                            [](const std::filesystem::path& temporary) {
+                              std::ofstream(temporary) << "half";
+                              throw Error("no space left");
+                            }),
+               Error);
   EXPECT_EQ(read_file(folder / "a"), "first");
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
 }
@@ -45,15 +50,20 @@ TEST_F(File, WhatAKilledWriterLeftGoesWithTheNextWrite) {
   const pid_t child = fork();
   if (child == 0) _exit(0);
   waitpid(child, nullptr, 0);  // an id that no process has
-  const auto temporary = [&](const std::string& name, const std::string& process) { return folder / (name + ".writing." + process); };
-  for (const auto& path : {temporary("a", std::to_string(child)), temporary("b", std::to_string(child)), temporary("a", std::to_string(getppid())), temporary("a", "x")}) {
+  const auto temporary = [&](const std::string& name, const std::string& process) {
+    return folder / (name + ".writing." + process);
+  };
+  for (const auto& path :
+       {temporary("a", std::to_string(child)), temporary("b", std::to_string(child)),
+        temporary("a", std::to_string(getppid())), temporary("a", "x")}) {
     std::ofstream(path) << "half";
   }
   replace_file(folder / "a", "whole");
   EXPECT_FALSE(std::filesystem::exists(temporary("a", std::to_string(child))));
-  EXPECT_TRUE(std::filesystem::exists(temporary("b", std::to_string(child))));      // another file's
-  EXPECT_TRUE(std::filesystem::exists(temporary("a", std::to_string(getppid()))));  // its writer lives
-  EXPECT_TRUE(std::filesystem::exists(temporary("a", "x")));                        // nobody's
+  EXPECT_TRUE(std::filesystem::exists(temporary("b", std::to_string(child))));  // another file's
+  EXPECT_TRUE(
+      std::filesystem::exists(temporary("a", std::to_string(getppid()))));  // its writer lives
+  EXPECT_TRUE(std::filesystem::exists(temporary("a", "x")));                // nobody's
 }
 
 TEST_F(File, SeveralFilesTakeTheirPlacesTogetherOrNotAtAll) {
@@ -96,7 +106,8 @@ TEST_F(File, MissingFilesAndFoldersAreNamed) {
     replace_file(folder / "no" / "a", "x");
     FAIL();
   } catch (const Error& e) {
-    EXPECT_NE(std::string(e.what()).find("no/a: No such file"), std::string::npos) << e.what();  // not the temporary's name
+    EXPECT_NE(std::string(e.what()).find("no/a: No such file"), std::string::npos)
+        << e.what();  // not the temporary's name
   }
 }
 

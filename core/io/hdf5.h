@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Tensors and text attributes in HDF5 files (through the C API, whose errors become one line each). bf16 is stored as
-// uint16 with attribute dtype = "bf16"; every dataset is chunked by rows with a Fletcher-32 checksum, and the file ends in a
-// checksum of the whole.
+// Tensors and text attributes in HDF5 files (through the C API, whose errors become one line each).
+// bf16 is stored as uint16 with attribute dtype = "bf16"; every dataset is chunked by rows with a
+// Fletcher-32 checksum, and the file ends in a checksum of the whole.
 
 #include <cstdint>
 #include <filesystem>
@@ -14,13 +14,15 @@
 
 namespace fovea {
 
-// Whether a file must end in the checksum that Hdf5Writer appends. Required: not a byte of a damaged file reaches the HDF5
-// library, which does not survive all of them. Optional: files of other programs are read too.
+// Whether a file must end in the checksum that Hdf5Writer appends. Required: not a byte of a
+// damaged file reaches the HDF5 library, which does not survive all of them. Optional: files of
+// other programs are read too.
 enum class Seal { optional, required };
 
 class Hdf5Reader {
  public:
-  // Throws naming the file when it is missing, no HDF5 file, cut short, or differs from its checksum.
+  // Throws naming the file when it is missing, no HDF5 file, cut short, or differs from its
+  // checksum.
   explicit Hdf5Reader(const std::filesystem::path& path, Seal seal = Seal::optional);
   ~Hdf5Reader();
   Hdf5Reader(const Hdf5Reader&) = delete;
@@ -33,7 +35,8 @@ class Hdf5Reader {
   // The shape of a dataset, unread.
   Shape shape(const std::string& name) const;
   Dtype dtype(const std::string& name) const;
-  // A whole dataset. Throws naming file and dataset for a type that no Dtype holds and for a failed checksum.
+  // A whole dataset. Throws naming file and dataset for a type that no Dtype holds and for a failed
+  // checksum.
   Tensor read(const std::string& name) const;
   // Rows [begin, end) of axis 0.
   Tensor read_rows(const std::string& name, int64_t begin, int64_t end) const;

@@ -15,7 +15,9 @@ namespace {
 
 class Hdf5 : public testing::Test {
  protected:
-  void SetUp() override { path = std::filesystem::temp_directory_path() / ("fovea_hdf5_test." + std::to_string(getpid())); }
+  void SetUp() override {
+    path = std::filesystem::temp_directory_path() / ("fovea_hdf5_test." + std::to_string(getpid()));
+  }
   void TearDown() override { std::filesystem::remove(path); }
   std::string error() {
     try {
@@ -33,8 +35,10 @@ class Hdf5 : public testing::Test {
 TEST_F(Hdf5, EveryDtypeAndRankComesBackBitForBit) {
   Hdf5Writer writer;
   std::vector<Tensor> tensors;
-  for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f64, Dtype::i64, Dtype::i32, Dtype::u8, Dtype::boolean}) {
-    for (const Shape& shape : {Shape{}, Shape{1}, Shape{700, 801}, Shape{2, 3, 5, 7}, Shape{0, 4}}) {
+  for (const Dtype dtype :
+       {Dtype::f32, Dtype::bf16, Dtype::f64, Dtype::i64, Dtype::i32, Dtype::u8, Dtype::boolean}) {
+    for (const Shape& shape :
+         {Shape{}, Shape{1}, Shape{700, 801}, Shape{2, 3, 5, 7}, Shape{0, 4}}) {
       const Tensor values = Tensor::empty(shape);
       fill_uniform(values, RngKey(1, "test", "x"), -3.0, 3.0);
       tensors.push_back(values.to(dtype));
@@ -55,7 +59,8 @@ TEST_F(Hdf5, EveryDtypeAndRankComesBackBitForBit) {
       EXPECT_EQ(std::memcmp(back.raw(), tensors[i].raw(), static_cast<size_t>(back.bytes())), 0);
     }
   }
-  EXPECT_EQ(reader.read_rows("a/b/t3", 5, 9).to_vector<float>(), tensors[2].slice(0, 5, 9).to_vector<float>());
+  EXPECT_EQ(reader.read_rows("a/b/t3", 5, 9).to_vector<float>(),
+            tensors[2].slice(0, 5, 9).to_vector<float>());
 }
 
 TEST_F(Hdf5, TruncatedDamagedAndForeignFilesAreRefusedByName) {
@@ -85,12 +90,15 @@ TEST_F(Hdf5, TruncatedDamagedAndForeignFilesAreRefusedByName) {
   replace_file(path, whole);
   EXPECT_NO_THROW(Hdf5Reader(path, Seal::required));
   // One in the values of a file without the final checksum: the dataset's own finds it.
-  const size_t value = whole.find(std::string(reinterpret_cast<const char*>("\x9a\x99\x99\x3e\x9a\x99\x99\x3e"), 8));
+  const size_t value =
+      whole.find(std::string(reinterpret_cast<const char*>("\x9a\x99\x99\x3e\x9a\x99\x99\x3e"), 8));
   ASSERT_NE(value, std::string::npos);
   std::string damaged = whole;
   damaged[value + 1000] = static_cast<char>(damaged[value + 1000] ^ 4);
   replace_file(path, damaged.substr(0, damaged.size() - 12));
-  EXPECT_NE(error().find("dataset model/weights cannot be read, the file is damaged"), std::string::npos) << error();
+  EXPECT_NE(error().find("dataset model/weights cannot be read, the file is damaged"),
+            std::string::npos)
+      << error();
   replace_file(path, "PK\3\4 something else");
   EXPECT_NE(error().find("is no HDF5 file"), std::string::npos) << error();
   std::filesystem::remove(path);
@@ -109,8 +117,11 @@ class ForeignHdf5 : public Hdf5 {
     H5Fclose(file);
     H5Pclose(access);
   }
-  static hid_t dataset(hid_t file, hid_t type, const std::vector<hsize_t>& sizes, const void* values, bool chunked = false) {
-    const hid_t space = sizes.empty() ? H5Screate(H5S_NULL) : H5Screate_simple(static_cast<int>(sizes.size()), sizes.data(), nullptr);
+  static hid_t dataset(hid_t file, hid_t type, const std::vector<hsize_t>& sizes,
+                       const void* values, bool chunked = false) {
+    const hid_t space =
+        sizes.empty() ? H5Screate(H5S_NULL)
+                      : H5Screate_simple(static_cast<int>(sizes.size()), sizes.data(), nullptr);
     const hid_t layout = H5Pcreate(H5P_DATASET_CREATE);
     const std::vector<hsize_t> chunk(sizes.size(), 1);
     if (chunked) H5Pset_chunk(layout, static_cast<int>(chunk.size()), chunk.data());
@@ -121,7 +132,8 @@ class ForeignHdf5 : public Hdf5 {
   static void text(hid_t object, const char* name, const std::string& value) {
     const hid_t type = H5Tcopy(H5T_C_S1);
     H5Tset_size(type, value.size() + 1);
-    const hid_t attribute = H5Acreate2(object, name, type, H5Screate(H5S_SCALAR), H5P_DEFAULT, H5P_DEFAULT);
+    const hid_t attribute =
+        H5Acreate2(object, name, type, H5Screate(H5S_SCALAR), H5P_DEFAULT, H5P_DEFAULT);
     H5Awrite(attribute, type, value.c_str());
   }
   Tensor read() const { return Hdf5Reader(path).read("x"); }
@@ -137,9 +149,13 @@ class ForeignHdf5 : public Hdf5 {
 
 TEST_F(ForeignHdf5, AListIsNoScalarWhateverItsShapeAttributeSays) {
   const std::vector<int32_t> values(1000, 5);
-  foreign([&](hid_t file) { text(dataset(file, H5T_NATIVE_INT32, {1000}, values.data()), "shape", "[]"); });
+  foreign([&](hid_t file) {
+    text(dataset(file, H5T_NATIVE_INT32, {1000}, values.data()), "shape", "[]");
+  });
   EXPECT_EQ(read().shape(), (Shape{1000}));
-  foreign([&](hid_t file) { text(dataset(file, H5T_NATIVE_INT32, {1}, values.data()), "shape", "[]"); });
+  foreign([&](hid_t file) {
+    text(dataset(file, H5T_NATIVE_INT32, {1}, values.data()), "shape", "[]");
+  });
   EXPECT_EQ(read().shape(), Shape{});
 }
 
@@ -147,8 +163,12 @@ TEST_F(ForeignHdf5, AnAttributeThatHoldsAListIsNotReadAsOneValue) {
   const std::vector<int64_t> values(4096, 7);
   const hsize_t size = values.size();
   foreign([&](hid_t file) {
-    H5Awrite(H5Acreate2(file, "vocab_size", H5T_NATIVE_INT64, H5Screate_simple(1, &size, nullptr), H5P_DEFAULT, H5P_DEFAULT), H5T_NATIVE_INT64, values.data());
-    H5Awrite(H5Acreate2(file, "one", H5T_NATIVE_INT64, H5Screate(H5S_SCALAR), H5P_DEFAULT, H5P_DEFAULT), H5T_NATIVE_INT64, values.data());
+    H5Awrite(H5Acreate2(file, "vocab_size", H5T_NATIVE_INT64, H5Screate_simple(1, &size, nullptr),
+                        H5P_DEFAULT, H5P_DEFAULT),
+             H5T_NATIVE_INT64, values.data());
+    H5Awrite(
+        H5Acreate2(file, "one", H5T_NATIVE_INT64, H5Screate(H5S_SCALAR), H5P_DEFAULT, H5P_DEFAULT),
+        H5T_NATIVE_INT64, values.data());
   });
   const Hdf5Reader reader(path);
   EXPECT_FALSE(reader.attribute("/", "vocab_size").has_value());
@@ -156,8 +176,13 @@ TEST_F(ForeignHdf5, AnAttributeThatHoldsAListIsNotReadAsOneValue) {
 }
 
 TEST_F(ForeignHdf5, ClaimsThatTheFileCannotHoldAreRefusedBeforeRoomIsMade) {
-  foreign([](hid_t file) { dataset(file, H5T_NATIVE_INT32, {hsize_t{1} << 33, hsize_t{1} << 33}, nullptr, true); });  // 2^68 bytes
-  EXPECT_NE(failure().find("dataset x i32 [8589934592, 8589934592] is more than the whole file can hold"), std::string::npos) << failure();
+  foreign([](hid_t file) {
+    dataset(file, H5T_NATIVE_INT32, {hsize_t{1} << 33, hsize_t{1} << 33}, nullptr, true);
+  });  // 2^68 bytes
+  EXPECT_NE(
+      failure().find("dataset x i32 [8589934592, 8589934592] is more than the whole file can hold"),
+      std::string::npos)
+      << failure();
   foreign([](hid_t file) { dataset(file, H5T_NATIVE_DOUBLE, {hsize_t{1} << 30}, nullptr, true); });
   EXPECT_NE(failure().find("is more than the whole file can hold"), std::string::npos) << failure();
   foreign([](hid_t file) { dataset(file, H5T_NATIVE_DOUBLE, {}, nullptr); });
@@ -174,10 +199,15 @@ TEST_F(ForeignHdf5, TypesAreWhatIsStoredNotWhatTheAttributeSays) {
     text(dataset(file, type, {64}, values.data()), "dtype", "bool");
   });
   EXPECT_NE(failure().find("neither float nor integer"), std::string::npos) << failure();
-  foreign([&](hid_t file) { text(dataset(file, H5T_NATIVE_INT32, {64}, values.data()), "dtype", "bf16"); });
-  EXPECT_NE(failure().find("is marked as bf16, but holds no 16-bit integers"), std::string::npos) << failure();
+  foreign([&](hid_t file) {
+    text(dataset(file, H5T_NATIVE_INT32, {64}, values.data()), "dtype", "bf16");
+  });
+  EXPECT_NE(failure().find("is marked as bf16, but holds no 16-bit integers"), std::string::npos)
+      << failure();
   const std::vector<uint8_t> bytes{0, 1, 7, 255};
-  foreign([&](hid_t file) { text(dataset(file, H5T_NATIVE_UINT8, {4}, bytes.data()), "dtype", "bool"); });
+  foreign([&](hid_t file) {
+    text(dataset(file, H5T_NATIVE_UINT8, {4}, bytes.data()), "dtype", "bool");
+  });
   EXPECT_EQ(read().to_vector<int64_t>(), (std::vector<int64_t>{0, 1, 1, 1}));
 }
 

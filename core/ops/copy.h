@@ -6,7 +6,8 @@
 
 namespace fovea {
 
-// out[...] = source[...], converted to out's dtype; source broadcasts to out's shape. Overlap is not allowed.
+// out[...] = source[...], converted to out's dtype; source broadcasts to out's shape. Overlap is
+// not allowed.
 void copy(const Tensor& out, const Tensor& source);
 
 // out[...] = value

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Elementwise arithmetic with broadcasting. Operands f32, bf16 or f64; mixed f32 and bf16 give f32, any other mixture
-// throws. Arithmetic is f32 (f64 for f64).
+// Elementwise arithmetic with broadcasting. Operands f32, bf16 or f64; mixed f32 and bf16 give f32,
+// any other mixture throws. Arithmetic is f32 (f64 for f64).
 
 #include "core/tensor.h"
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Matrix products. f32 and f64 give their own dtype; bf16 accumulates in f32 and gives bf16 or f32. a and b have one
-// dtype: convert with Tensor::to before. Transposed views are read in place when one of their last two strides is 1
-// (other strides cost a copy), so that  x W^T,  dY W  and  dY^T X  need no transposition.
+// Matrix products. f32 and f64 give their own dtype; bf16 accumulates in f32 and gives bf16 or f32.
+// a and b have one dtype: convert with Tensor::to before. Transposed views are read in place when
+// one of their last two strides is 1 (other strides cost a copy), so that  x W^T,  dY W  and  dY^T
+// X  need no transposition.
 
 #include <optional>
 
@@ -11,15 +12,17 @@
 namespace fovea {
 
 struct MatmulOptions {
-  Tensor bias = {};                     // [n], added to every row; any floating dtype
-  std::optional<Dtype> dtype = {};      // of the result; default: that of a
+  Tensor bias = {};                 // [n], added to every row; any floating dtype
+  std::optional<Dtype> dtype = {};  // of the result; default: that of a
 };
 
-// a [..., m, k] x b [..., k, n] -> [..., m, n]: equal leading axes, or b [k, n] for all of them (the leading axes of a
-// then join m where its strides allow). An empty k gives zeros (plus bias). Throws naming both shapes when they do not fit.
+// a [..., m, k] x b [..., k, n] -> [..., m, n]: equal leading axes, or b [k, n] for all of them
+// (the leading axes of a then join m where its strides allow). An empty k gives zeros (plus bias).
+// Throws naming both shapes when they do not fit.
 Tensor matmul(const Tensor& a, const Tensor& b, const MatmulOptions& options = {});
 
-// out = a b, or out += a b. out [..., m, n] is any view of which one of the last two strides is 1; it may not overlap a or b.
+// out = a b, or out += a b. out [..., m, n] is any view of which one of the last two strides is 1;
+// it may not overlap a or b.
 void matmul_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate);
 
 }  // namespace fovea

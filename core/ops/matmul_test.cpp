@@ -23,7 +23,8 @@ Tensor values(const Shape& shape, Dtype dtype, uint64_t seed) {
   return Tensor::from(v, shape).to(dtype);
 }
 
-// out + bias + a b by double loops; a [batch, m, k], b [batch, k, n] (read through to_vector, so any strides)
+// out + bias + a b by double loops; a [batch, m, k], b [batch, k, n] (read through to_vector, so
+// any strides)
 std::vector<double> plain(const Tensor& a, const Tensor& b, const Tensor& start) {
   const int64_t m = a.dim(-2), k = a.dim(-1), n = b.dim(-1);
   const int64_t batch = a.numel() / std::max<int64_t>(m * k, 1);
@@ -34,7 +35,9 @@ std::vector<double> plain(const Tensor& a, const Tensor& b, const Tensor& start)
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t j = 0; j < n; ++j) {
         double sum = 0;
-        for (int64_t l = 0; l < k; ++l) sum += x[static_cast<size_t>((s * m + i) * k + l)] * y[static_cast<size_t>(s * y_batch + l * n + j)];
+        for (int64_t l = 0; l < k; ++l)
+          sum += x[static_cast<size_t>((s * m + i) * k + l)] *
+                 y[static_cast<size_t>(s * y_batch + l * n + j)];
         out[static_cast<size_t>((s * m + i) * n + j)] += sum;
       }
     }
@@ -43,14 +46,17 @@ std::vector<double> plain(const Tensor& a, const Tensor& b, const Tensor& start)
 }
 
 // Rounding of k terms of size < 1 added in dtype, plus the rounding of the result.
-void expect_close(const Tensor& got, const std::vector<double>& want, int64_t k, Dtype in, const std::string& what) {
+void expect_close(const Tensor& got, const std::vector<double>& want, int64_t k, Dtype in,
+                  const std::string& what) {
   const double sum_epsilon = in == Dtype::f64 ? 2.3e-16 : 1.2e-7;
   const double result_epsilon = got.dtype() == Dtype::bf16 ? 4e-3 : sum_epsilon;
   const auto values_got = got.to_vector<double>();
   ASSERT_EQ(values_got.size(), want.size()) << what;
   for (size_t i = 0; i < want.size(); ++i) {
-    const double bound = sum_epsilon * static_cast<double>(k + 2) + result_epsilon * (std::abs(want[i]) + 1e-3);
-    ASSERT_LE(std::abs(values_got[i] - want[i]), bound) << what << " element " << i << " got " << values_got[i] << " want " << want[i];
+    const double bound =
+        sum_epsilon * static_cast<double>(k + 2) + result_epsilon * (std::abs(want[i]) + 1e-3);
+    ASSERT_LE(std::abs(values_got[i] - want[i]), bound)
+        << what << " element " << i << " got " << values_got[i] << " want " << want[i];
   }
 }
 
@@ -66,22 +72,30 @@ std::string message_of(const std::function<void()>& f) {
 struct Types {
   Dtype in, out;
 };
-const Types kTypes[] = {{Dtype::f32, Dtype::f32}, {Dtype::bf16, Dtype::bf16}, {Dtype::bf16, Dtype::f32}, {Dtype::f64, Dtype::f64}};
+const Types kTypes[] = {{Dtype::f32, Dtype::f32},
+                        {Dtype::bf16, Dtype::bf16},
+                        {Dtype::bf16, Dtype::f32},
+                        {Dtype::f64, Dtype::f64}};
 
 // a [m, k] stored as itself or transposed
 Tensor operand(int64_t rows, int64_t columns, bool transposed, Dtype dtype, uint64_t seed) {
-  return transposed ? values({columns, rows}, dtype, seed).transpose(0, 1) : values({rows, columns}, dtype, seed);
+  return transposed ? values({columns, rows}, dtype, seed).transpose(0, 1)
+                    : values({rows, columns}, dtype, seed);
 }
 
 TEST(Matmul, AgreesWithPlainLoopsOverShapesAndTransposes) {
-  const int64_t sizes[][3] = {{1, 1, 1},   {1, 7, 5},    {5, 1, 3},   {3, 5, 1},    {6, 64, 16},  {7, 65, 17},  {5, 63, 15},
-                              {64, 64, 64}, {65, 65, 65}, {96, 192, 256}, {97, 193, 257}, {95, 191, 255}, {13, 101, 300}, {127, 31, 129}};
+  const int64_t sizes[][3] = {{1, 1, 1},      {1, 7, 5},      {5, 1, 3},      {3, 5, 1},
+                              {6, 64, 16},    {7, 65, 17},    {5, 63, 15},    {64, 64, 64},
+                              {65, 65, 65},   {96, 192, 256}, {97, 193, 257}, {95, 191, 255},
+                              {13, 101, 300}, {127, 31, 129}};
   for (const auto& [in, out] : kTypes) {
     for (const auto& [m, n, k] : sizes) {
       for (int t = 0; t < 4; ++t) {
         const Tensor a = operand(m, k, t & 1, in, 1), b = operand(k, n, t & 2, in, 2);
-        const std::string what = concat(in, "->", out, " m ", m, " n ", n, " k ", k, " transposes ", t);
-        expect_close(matmul(a, b, {.dtype = out}), plain(a, b, Tensor::zeros({m, n}, out)), k, in, what);
+        const std::string what =
+            concat(in, "->", out, " m ", m, " n ", n, " k ", k, " transposes ", t);
+        expect_close(matmul(a, b, {.dtype = out}), plain(a, b, Tensor::zeros({m, n}, out)), k, in,
+                     what);
       }
     }
   }
@@ -92,7 +106,8 @@ TEST(Matmul, AddsIntoAViewAndTouchesNothingAroundIt) {
     for (const int64_t m : {1, 6, 33, 129}) {
       for (const int64_t n : {1, 17, 130}) {
         const int64_t k = 70;
-        const Tensor a = values({m, k + 3}, in, 3).slice(1, 2, k + 2), b = values({n, k + 5}, in, 4).slice(1, 1, k + 1).transpose(0, 1);
+        const Tensor a = values({m, k + 3}, in, 3).slice(1, 2, k + 2),
+                     b = values({n, k + 5}, in, 4).slice(1, 1, k + 1).transpose(0, 1);
         const Tensor frame = values({m + 2, n + 9}, out, 5);
         const Tensor before = frame.clone();
         const Tensor inside = frame.slice(0, 1, m + 1).slice(1, 4, n + 4);
@@ -100,9 +115,11 @@ TEST(Matmul, AddsIntoAViewAndTouchesNothingAroundIt) {
         matmul_into(inside, a, b, true);
         expect_close(inside, want, k, in, concat("accumulate ", in, "->", out, " m ", m, " n ", n));
         matmul_into(inside, a, b, false);
-        expect_close(inside, plain(a, b, Tensor::zeros({m, n}, out)), k, in, concat("overwrite ", in, "->", out, " m ", m, " n ", n));
+        expect_close(inside, plain(a, b, Tensor::zeros({m, n}, out)), k, in,
+                     concat("overwrite ", in, "->", out, " m ", m, " n ", n));
         inside.copy_(before.slice(0, 1, m + 1).slice(1, 4, n + 4));
-        EXPECT_EQ(frame.to_vector<double>(), before.to_vector<double>()) << "wrote outside its view";
+        EXPECT_EQ(frame.to_vector<double>(), before.to_vector<double>())
+            << "wrote outside its view";
       }
     }
   }
@@ -125,8 +142,10 @@ TEST(Matmul, AddsTheBiasToEveryRow) {
         const Tensor a = values({m, 66}, in, 9), b = values({66, 70}, in, 10);
         const Tensor bias = values({70}, bias_dtype, 11);
         const Tensor start = bias.to(Dtype::f64).expand({m, 70}).contiguous();
-        expect_close(matmul(a, b, {.bias = in == Dtype::f64 ? bias.to(Dtype::f64) : bias, .dtype = out}), plain(a, b, start),
-                     bias_dtype == Dtype::f64 ? 67 + 2 : 67, in, concat("bias ", bias_dtype, " for ", in, "->", out, " m ", m));
+        expect_close(
+            matmul(a, b, {.bias = in == Dtype::f64 ? bias.to(Dtype::f64) : bias, .dtype = out}),
+            plain(a, b, start), bias_dtype == Dtype::f64 ? 67 + 2 : 67, in,
+            concat("bias ", bias_dtype, " for ", in, "->", out, " m ", m));
       }
     }
   }
@@ -136,14 +155,18 @@ TEST(Matmul, BatchesOfAnyStrides) {
   for (const auto& [in, out] : kTypes) {
     for (const int64_t n : {9, 70}) {
       // equal leading axes, b and a transposed inside a [B, n, H, k] layout
-      const Tensor a = values({2, n, 3, 65}, in, 12).transpose(1, 2);                      // [2, 3, n, 65]
-      const Tensor b = values({2, n + 1, 3, 65}, in, 13).transpose(1, 2).transpose(2, 3);  // [2, 3, 65, n + 1]
-      expect_close(matmul(a, b, {.dtype = out}), plain(a, b, Tensor::zeros({2, 3, n, n + 1}, out)), 65, in, concat("batch ", in, " n ", n));
+      const Tensor a = values({2, n, 3, 65}, in, 12).transpose(1, 2);  // [2, 3, n, 65]
+      const Tensor b =
+          values({2, n + 1, 3, 65}, in, 13).transpose(1, 2).transpose(2, 3);  // [2, 3, 65, n + 1]
+      expect_close(matmul(a, b, {.dtype = out}), plain(a, b, Tensor::zeros({2, 3, n, n + 1}, out)),
+                   65, in, concat("batch ", in, " n ", n));
       // one matrix for the whole batch: leading axes that merge, and that do not
       const Tensor w = values({n, 65}, in, 14).transpose(0, 1);
       const Tensor merged = values({2, 3, n, 65}, in, 15);
-      expect_close(matmul(merged, w, {.dtype = out}), plain(merged, w, Tensor::zeros({2, 3, n, n}, out)), 65, in, "shared b, merged");
-      expect_close(matmul(a, w, {.dtype = out}), plain(a, w, Tensor::zeros({2, 3, n, n}, out)), 65, in, "shared b, strided");
+      expect_close(matmul(merged, w, {.dtype = out}),
+                   plain(merged, w, Tensor::zeros({2, 3, n, n}, out)), 65, in, "shared b, merged");
+      expect_close(matmul(a, w, {.dtype = out}), plain(a, w, Tensor::zeros({2, 3, n, n}, out)), 65,
+                   in, "shared b, strided");
       // a result whose batch axes are not in order
       const Tensor result = values({2, n, 3, n + 1}, out, 16).transpose(1, 2);
       const auto want = plain(a, b, result);
@@ -151,7 +174,8 @@ TEST(Matmul, BatchesOfAnyStrides) {
       expect_close(result, want, 65, in, "batched result view");
       // rows of size 1 with a leading axis
       const Tensor rows = values({5, 1, 65}, in, 17);
-      expect_close(matmul(rows, w, {.dtype = out}), plain(rows, w, Tensor::zeros({5, 1, n}, out)), 65, in, "one row each");
+      expect_close(matmul(rows, w, {.dtype = out}), plain(rows, w, Tensor::zeros({5, 1, n}, out)),
+                   65, in, "one row each");
     }
   }
 }
@@ -164,13 +188,18 @@ TEST(Matmul, StretchedAndStridedOperandsAreCopied) {
 
 TEST(Matmul, EmptyAxes) {
   for (const auto& [in, out] : kTypes) {
-    EXPECT_EQ(matmul(Tensor::zeros({0, 3}, in), Tensor::zeros({3, 4}, in), {.dtype = out}).shape(), (Shape{0, 4}));
-    EXPECT_EQ(matmul(Tensor::zeros({2, 3}, in), Tensor::zeros({3, 0}, in), {.dtype = out}).shape(), (Shape{2, 0}));
-    EXPECT_EQ(matmul(Tensor::zeros({0, 2, 3}, in), Tensor::zeros({0, 3, 5}, in), {.dtype = out}).shape(), (Shape{0, 2, 5}));
+    EXPECT_EQ(matmul(Tensor::zeros({0, 3}, in), Tensor::zeros({3, 4}, in), {.dtype = out}).shape(),
+              (Shape{0, 4}));
+    EXPECT_EQ(matmul(Tensor::zeros({2, 3}, in), Tensor::zeros({3, 0}, in), {.dtype = out}).shape(),
+              (Shape{2, 0}));
+    EXPECT_EQ(
+        matmul(Tensor::zeros({0, 2, 3}, in), Tensor::zeros({0, 3, 5}, in), {.dtype = out}).shape(),
+        (Shape{0, 2, 5}));
     const Tensor a = Tensor::zeros({2, 0}, in), b = Tensor::zeros({0, 3}, in);
     EXPECT_EQ(matmul(a, b, {.dtype = out}).to_vector<double>(), std::vector<double>(6, 0.0));
     const Tensor bias = Tensor::full({3}, 2.0, in);
-    EXPECT_EQ(matmul(a, b, {.bias = bias, .dtype = out}).to_vector<double>(), std::vector<double>(6, 2.0));
+    EXPECT_EQ(matmul(a, b, {.bias = bias, .dtype = out}).to_vector<double>(),
+              std::vector<double>(6, 2.0));
     const Tensor result = Tensor::full({2, 3}, 7.0, out);
     matmul_into(result, a, b, true);
     EXPECT_EQ(result.to_vector<double>(), std::vector<double>(6, 7.0));
@@ -188,7 +217,8 @@ TEST(Matmul, TheSameBitsForAnyNumberOfThreads) {
       const auto one = matmul(a, b, {.dtype = out}).to_vector<double>();
       for (const int count : {2, 3}) {
         set_num_threads(count);
-        EXPECT_EQ(matmul(a, b, {.dtype = out}).to_vector<double>(), one) << in << " m " << m << ' ' << count << " threads";
+        EXPECT_EQ(matmul(a, b, {.dtype = out}).to_vector<double>(), one)
+            << in << " m " << m << ' ' << count << " threads";
       }
       set_num_threads(threads);
     }
@@ -198,15 +228,39 @@ TEST(Matmul, TheSameBitsForAnyNumberOfThreads) {
 TEST(Matmul, WrongInputsAreNamed) {
   const Tensor a = Tensor::zeros({2, 3}), b = Tensor::zeros({4, 5});
   EXPECT_EQ(message_of([&] { matmul(a, b); }),
-            "matmul: a is [2, 3] and b [4, 5]; the last axis of a and the last but one of b differ (3 != 4)");
-  EXPECT_NE(message_of([&] { matmul(Tensor::zeros({3}), b); }).find("a is [3] and b [4, 5]; both need"), std::string::npos);
-  EXPECT_NE(message_of([&] { matmul(Tensor::zeros({2, 3, 4}), Tensor::zeros({3, 4, 5})); }).find("a is [2, 3, 4] and b [3, 4, 5]; the leading axes differ"), std::string::npos);
-  EXPECT_NE(message_of([&] { matmul(a, Tensor::zeros({3, 5}, Dtype::bf16)); }).find("is f32 and b [3, 5] is bf16"), std::string::npos);
-  EXPECT_NE(message_of([&] { matmul(a, Tensor::zeros({3, 5}), {.dtype = Dtype::bf16}); }).find("asked for bf16"), std::string::npos);
-  EXPECT_NE(message_of([&] { matmul(a, Tensor::zeros({3, 5}), {.bias = Tensor::zeros({4})}); }).find("bias is f32 [4]"), std::string::npos);
-  EXPECT_NE(message_of([&] { matmul_into(Tensor::zeros({2, 4}), a, Tensor::zeros({3, 5}), false); }).find("out is [2, 4]"), std::string::npos);
-  EXPECT_NE(message_of([&] { matmul_into(Tensor::zeros({2, 5, 2}).select(2, 0), a, Tensor::zeros({3, 5}), false); }).find("one of the last two must be 1"), std::string::npos);
-  EXPECT_NE(message_of([&] { matmul(Tensor::zeros({2, 3}, Dtype::i64), Tensor::zeros({3, 2}, Dtype::i64)); }).find("found i64"), std::string::npos);
+            "matmul: a is [2, 3] and b [4, 5]; the last axis of a and the last but one of b differ "
+            "(3 != 4)");
+  EXPECT_NE(
+      message_of([&] { matmul(Tensor::zeros({3}), b); }).find("a is [3] and b [4, 5]; both need"),
+      std::string::npos);
+  EXPECT_NE(message_of([&] {
+              matmul(Tensor::zeros({2, 3, 4}), Tensor::zeros({3, 4, 5}));
+            }).find("a is [2, 3, 4] and b [3, 4, 5]; the leading axes differ"),
+            std::string::npos);
+  EXPECT_NE(message_of([&] {
+              matmul(a, Tensor::zeros({3, 5}, Dtype::bf16));
+            }).find("is f32 and b [3, 5] is bf16"),
+            std::string::npos);
+  EXPECT_NE(message_of([&] {
+              matmul(a, Tensor::zeros({3, 5}), {.dtype = Dtype::bf16});
+            }).find("asked for bf16"),
+            std::string::npos);
+  EXPECT_NE(message_of([&] {
+              matmul(a, Tensor::zeros({3, 5}), {.bias = Tensor::zeros({4})});
+            }).find("bias is f32 [4]"),
+            std::string::npos);
+  EXPECT_NE(message_of([&] {
+              matmul_into(Tensor::zeros({2, 4}), a, Tensor::zeros({3, 5}), false);
+            }).find("out is [2, 4]"),
+            std::string::npos);
+  EXPECT_NE(message_of([&] {
+              matmul_into(Tensor::zeros({2, 5, 2}).select(2, 0), a, Tensor::zeros({3, 5}), false);
+            }).find("one of the last two must be 1"),
+            std::string::npos);
+  EXPECT_NE(message_of([&] {
+              matmul(Tensor::zeros({2, 3}, Dtype::i64), Tensor::zeros({3, 2}, Dtype::i64));
+            }).find("found i64"),
+            std::string::npos);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Sums. The order of additions is a function of the shape alone: the same bits for any number of threads.
+// Sums. The order of additions is a function of the shape alone: the same bits for any number of
+// threads.
 
 #include "core/tensor.h"
 
@@ -9,11 +10,13 @@ namespace fovea {
 // Sum over all elements, as a tensor of shape [] (f64 accumulation of fixed blocks; dtype of a).
 Tensor sum_all(const Tensor& a);
 
-// Sum over one axis; the axis goes away. The result has a's dtype, or the one given (sums are kept in f32, f64 for f64).
+// Sum over one axis; the axis goes away. The result has a's dtype, or the one given (sums are kept
+// in f32, f64 for f64).
 Tensor sum(const Tensor& a, int axis);
 Tensor sum(const Tensor& a, int axis, Dtype dtype);
 
-// The gradient of expand(): sums a over the axes along which `shape` was stretched. Throws unless shape broadcasts to a's.
+// The gradient of expand(): sums a over the axes along which `shape` was stretched. Throws unless
+// shape broadcasts to a's.
 Tensor sum_to(const Tensor& a, const Shape& shape);
 
 }  // namespace fovea

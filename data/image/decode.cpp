@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data/image/decode.h"
 
+#include <jpeglib.h>
+#include <png.h>
+
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
-
-#include <jpeglib.h>
-#include <png.h>
 
 #include "core/error.h"
 #include "core/io/file.h"
@@ -17,7 +17,8 @@ namespace {
 constexpr int64_t kLargest = int64_t{1} << 28;  // pixels
 
 void check_size(const std::string& file, int64_t height, int64_t width) {
-  FOVEA_CHECK(height >= 1 && width >= 1 && height * width <= kLargest, "image ", file, ": ", height, " x ", width, " pixels are too many");
+  FOVEA_CHECK(height >= 1 && width >= 1 && height * width <= kLargest, "image ", file, ": ", height,
+              " x ", width, " pixels are too many");
 }
 
 Rgb decode_png(const std::string& bytes, const std::string& file) {
@@ -50,7 +51,8 @@ void jpeg_fatal(j_common_ptr codec) {
   std::longjmp(errors->escape, 1);
 }
 
-// The header, then the lines; false with a message in `errors`. Nothing with a destructor lives across the jump.
+// The header, then the lines; false with a message in `errors`. Nothing with a destructor lives
+// across the jump.
 bool jpeg_header(jpeg_decompress_struct& codec, JpegErrors& errors, const std::string& bytes) {
   if (setjmp(errors.escape) != 0) return false;
   jpeg_mem_src(&codec, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size());
@@ -81,12 +83,14 @@ Rgb decode_jpeg(const std::string& bytes, const std::string& file) {
   errors.manager.output_message = [](j_common_ptr) {};
   jpeg_create_decompress(&codec.c);
   FOVEA_CHECK(jpeg_header(codec.c, errors, bytes), "image ", file, ": ", errors.message);
-  Rgb rgb{codec.c.image_height, codec.c.image_width, {}};  // before libjpeg makes room for all of it
+  Rgb rgb{
+      codec.c.image_height, codec.c.image_width, {}};  // before libjpeg makes room for all of it
   check_size(file, rgb.height, rgb.width);
   rgb.values.resize(static_cast<size_t>(rgb.height * rgb.width * 3));
   FOVEA_CHECK(jpeg_lines(codec.c, errors, rgb.values.data()), "image ", file, ": ", errors.message);
   // libjpeg fills what is missing with grey and only warns.
-  FOVEA_CHECK(errors.manager.num_warnings == 0, "image ", file, ": the JPEG data are damaged or cut short");
+  FOVEA_CHECK(errors.manager.num_warnings == 0, "image ", file,
+              ": the JPEG data are damaged or cut short");
   return rgb;
 }
 

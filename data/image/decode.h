@@ -13,7 +13,8 @@ struct Rgb {
   std::vector<uint8_t> values;  // [H, W, 3]
 };
 
-// By the first bytes of the file; grey becomes RGB, transparency lies on black. Throws naming the file.
+// By the first bytes of the file; grey becomes RGB, transparency lies on black. Throws naming the
+// file.
 Rgb decode_image(const std::filesystem::path& path);
 
 }  // namespace fovea::data

@@ -12,8 +12,11 @@ namespace fs = std::filesystem;
 void ImageFolderOptions::describe(config::Fields& f) {
   ImageOptions::describe(f);
   f.add("size", size, "height and width of a sample", config::from_to(1, 1 << 14), "pixels");
-  f.add("resize", resize, "the shorter side becomes this many times `size` before the centre is cut out", config::from_to(1, 100));
-  f.add("val_fraction", val_fraction, "share held out of a folder that has no train/ and val/", {"above 0 and below 1", [](double v) { return v > 0.0 && v < 1.0; }, {}, false});
+  f.add("resize", resize,
+        "the shorter side becomes this many times `size` before the centre is cut out",
+        config::from_to(1, 100));
+  f.add("val_fraction", val_fraction, "share held out of a folder that has no train/ and val/",
+        {"above 0 and below 1", [](double v) { return v > 0.0 && v < 1.0; }, {}, false});
 }
 
 namespace {
@@ -27,10 +30,12 @@ std::string lower_extension(const fs::path& path) {
 std::vector<std::string> classes_of(const fs::path& folder) {
   std::vector<std::string> names;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (entry.is_directory() && !entry.path().filename().string().starts_with('.')) names.push_back(entry.path().filename().string());
+    if (entry.is_directory() && !entry.path().filename().string().starts_with('.'))
+      names.push_back(entry.path().filename().string());
   }
   std::sort(names.begin(), names.end());
-  FOVEA_CHECK(!names.empty(), "image folder ", folder.string(), ": has no folders, expected one for each class");
+  FOVEA_CHECK(!names.empty(), "image folder ", folder.string(),
+              ": has no folders, expected one for each class");
   return names;
 }
 
@@ -40,9 +45,11 @@ std::vector<fs::path> images_of(const fs::path& folder) {
   for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
     if (!entry.is_regular_file()) continue;
     const std::string extension = lower_extension(entry.path());
-    if (extension == ".png" || extension == ".jpg" || extension == ".jpeg") files.push_back(entry.path());
+    if (extension == ".png" || extension == ".jpg" || extension == ".jpeg")
+      files.push_back(entry.path());
     for (const char* other : {".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}) {
-      FOVEA_CHECK(extension != other, "image folder: ", entry.path().string(), ": only PNG and JPEG are read; convert it or move it away");
+      FOVEA_CHECK(extension != other, "image folder: ", entry.path().string(),
+                  ": only PNG and JPEG are read; convert it or move it away");
     }
   }
   std::sort(files.begin(), files.end());
@@ -52,7 +59,8 @@ std::vector<fs::path> images_of(const fs::path& folder) {
 
 class FolderSource final : public ImageSource {
  public:
-  FolderSource(const ImageFolderOptions& options, Split split) : ImageSource(options, split), size_(options.size), resize_(options.resize) {
+  FolderSource(const ImageFolderOptions& options, Split split)
+      : ImageSource(options, split), size_(options.size), resize_(options.resize) {
     const fs::path root(options.path);
     FOVEA_CHECK(fs::is_directory(root), "image folder ", root.string(), ": no such folder");
     const bool divided = fs::is_directory(root / "train");
@@ -61,9 +69,11 @@ class FolderSource final : public ImageSource {
     if (divided && split == Split::train) folder /= "train";
     if (divided && split == Split::val) folder /= fs::is_directory(root / "val") ? "val" : "test";
     if (divided) {
-      FOVEA_CHECK(fs::is_directory(folder), "image folder ", root.string(), ": has train/ but neither val/ nor test/");
+      FOVEA_CHECK(fs::is_directory(folder), "image folder ", root.string(),
+                  ": has train/ but neither val/ nor test/");
       for (const std::string& name : classes_of(folder)) {
-        FOVEA_CHECK(std::binary_search(classes.begin(), classes.end(), name), "image folder ", folder.string(), ": class ", name, " is not among those of train/");
+        FOVEA_CHECK(std::binary_search(classes.begin(), classes.end(), name), "image folder ",
+                    folder.string(), ": class ", name, " is not among those of train/");
       }
     }
     for (size_t c = 0; c < classes.size(); ++c) {
@@ -71,13 +81,17 @@ class FolderSource final : public ImageSource {
       const std::vector<fs::path> files = images_of(folder / classes[c]);
       for (size_t i = 0; i < files.size(); ++i) {
         // The n-th image is held out when n f passes a whole number there.
-        const auto passed = [&](size_t n) { return static_cast<int64_t>(std::floor(static_cast<double>(n) * options.val_fraction + 0.5)); };
+        const auto passed = [&](size_t n) {
+          return static_cast<int64_t>(
+              std::floor(static_cast<double>(n) * options.val_fraction + 0.5));
+        };
         if (!divided && (passed(i + 1) > passed(i)) != (split == Split::val)) continue;
         files_.push_back(files[i]);
         labels_.push_back(static_cast<int64_t>(c));
       }
     }
-    FOVEA_CHECK(!files_.empty(), "image folder ", root.string(), ": too few images to hold out ", options.val_fraction, " of each class");
+    FOVEA_CHECK(!files_.empty(), "image folder ", root.string(), ": too few images to hold out ",
+                options.val_fraction, " of each class");
     describe(root.filename().string(), 3, size_, size_, static_cast<int64_t>(classes.size()));
   }
   int64_t size() const override { return static_cast<int64_t>(files_.size()); }
@@ -90,10 +104,14 @@ class FolderSource final : public ImageSource {
     const int64_t area = rgb.height * rgb.width;
     std::vector<float> planes(static_cast<size_t>(3 * area));
     for (int64_t p = 0; p < area; ++p) {
-      for (int64_t c = 0; c < 3; ++c) planes[static_cast<size_t>(c * area + p)] = static_cast<float>(rgb.values[static_cast<size_t>(3 * p + c)]) / 255.0f;
+      for (int64_t c = 0; c < 3; ++c)
+        planes[static_cast<size_t>(c * area + p)] =
+            static_cast<float>(rgb.values[static_cast<size_t>(3 * p + c)]) / 255.0f;
     }
-    const double h = static_cast<double>(rgb.height), w = static_cast<double>(rgb.width), side = std::min(h, w) / resize_;
-    resize(planes.data(), 3, rgb.height, rgb.width, {(h - side) / 2.0, (w - side) / 2.0, side, side}, out, size_, size_);
+    const double h = static_cast<double>(rgb.height), w = static_cast<double>(rgb.width),
+                 side = std::min(h, w) / resize_;
+    resize(planes.data(), 3, rgb.height, rgb.width,
+           {(h - side) / 2.0, (w - side) / 2.0, side, side}, out, size_, size_);
   }
   int64_t size_;
   double resize_;
@@ -103,6 +121,8 @@ class FolderSource final : public ImageSource {
 
 }  // namespace
 
-std::unique_ptr<Source> make_image_folder(const ImageFolderOptions& options, Split split) { return std::make_unique<FolderSource>(options, split); }
+std::unique_ptr<Source> make_image_folder(const ImageFolderOptions& options, Split split) {
+  return std::make_unique<FolderSource>(options, split);
+}
 
 }  // namespace fovea::data

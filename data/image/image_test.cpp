@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <csetjmp>
-#include <cstdio>
-
 #include <gtest/gtest.h>
 #include <jpeglib.h>
 #include <png.h>
 
+#include <csetjmp>
+#include <cstdio>
 #include <limits>
 #include <numeric>
 #include <set>
@@ -80,7 +79,7 @@ Batch first(const Source& source, int64_t index = 0, uint64_t ordinal = 0) {
   return source.make({&sample, 1}, 1);
 }
 
-// ---- files -------------------------------------------------------------------------------------------------------
+// ---- files --------------------------------------------------------------------------------------
 
 TEST_F(Images, PngAndJpegAreDecodedAndDamageIsNamed) {
   const Rgb rgb = ramp(20, 33, 77);
@@ -104,7 +103,8 @@ TEST_F(Images, PngAndJpegAreDecodedAndDamageIsNamed) {
 
 TEST_F(Images, FilesCutOrDamagedAnywhereNeverCrash) {
   const Rgb rgb = ramp(24, 17, 9);
-  for (const auto& [name, whole] : {std::pair<std::string, std::string>{"a.png", as_png(rgb)}, {"b.jpg", as_jpeg(rgb)}}) {
+  for (const auto& [name, whole] :
+       {std::pair<std::string, std::string>{"a.png", as_png(rgb)}, {"b.jpg", as_jpeg(rgb)}}) {
     const auto decode = [&, file = folder / name](const std::string& content) {
       put(file.filename().string(), content);
       try {
@@ -172,13 +172,15 @@ TEST_F(Images, AFolderForEachClass) {
   put("train/dog/old.bmp", "BM");
   EXPECT_ERROR(make_image_folder(options, Split::train), "old.bmp: only PNG and JPEG are read");
   options.path = (folder / "train" / "cat" / "sub").string();
-  EXPECT_ERROR(make_image_folder(options, Split::train), "has no folders, expected one for each class");
+  EXPECT_ERROR(make_image_folder(options, Split::train),
+               "has no folders, expected one for each class");
   options.path = (folder / "none").string();
   EXPECT_ERROR(make_image_folder(options, Split::train), "none: no such folder");
 }
 
 TEST_F(Images, AFolderWithoutSplitsHoldsOutAPart) {
-  for (int i = 0; i < 20; ++i) put("a/" + std::to_string(100 + i) + ".png", as_png(ramp(4, 4, static_cast<uint8_t>(i))));
+  for (int i = 0; i < 20; ++i)
+    put("a/" + std::to_string(100 + i) + ".png", as_png(ramp(4, 4, static_cast<uint8_t>(i))));
   ImageFolderOptions options;
   options.path = folder.string();
   options.size = 4;
@@ -189,7 +191,9 @@ TEST_F(Images, AFolderWithoutSplitsHoldsOutAPart) {
   for (Split split : {Split::train, Split::val}) {
     const auto source = make_image_folder(options, split);
     EXPECT_EQ(source->size(), split == Split::train ? 15 : 5);
-    for (int64_t i = 0; i < source->size(); ++i) seen.insert(static_cast<int>(std::lround(first(*source, i).inputs.to_vector<float>()[40] * 255.0f)));
+    for (int64_t i = 0; i < source->size(); ++i)
+      seen.insert(
+          static_cast<int>(std::lround(first(*source, i).inputs.to_vector<float>()[40] * 255.0f)));
   }
   EXPECT_EQ(seen.size(), 20u);  // each image once
 }
@@ -223,12 +227,14 @@ TEST_F(Images, CifarRecords) {
 
   EXPECT_ERROR(make_cifar10(options, Split::val), "has no test_batch.bin");
   put("data_batch_5.bin", ten.substr(1));
-  EXPECT_ERROR(make_cifar10(options, Split::train), "6145 bytes are no whole number of records of 3073");
+  EXPECT_ERROR(make_cifar10(options, Split::train),
+               "6145 bytes are no whole number of records of 3073");
   ten[0] = 10;
   put("data_batch_5.bin", ten);
   EXPECT_ERROR(make_cifar10(options, Split::train), "label 10 of image 8 is outside [0, 10)");
   options.mean = {0.5, 0.5};
-  EXPECT_ERROR(make_cifar100(options, Split::train), "data.mean has 2 numbers; expected 1, or one for each of 3 channels");
+  EXPECT_ERROR(make_cifar100(options, Split::train),
+               "data.mean has 2 numbers; expected 1, or one for each of 3 channels");
 }
 
 TEST_F(Images, Hdf5HoldsImagesOrSequences) {
@@ -242,8 +248,12 @@ TEST_F(Images, Hdf5HoldsImagesOrSequences) {
     for (const auto& [name, tensor] : tensors) file.write(name, tensor);
     file.save(path);
   };
-  const Tensor bytes = Tensor::full({4, 3, 2, 2}, 51.0, Dtype::u8), labels = Tensor::from(std::vector<int64_t>{0, 1, 2, 1}, {4});
-  write({{"train/images", bytes}, {"train/labels", labels}, {"val/images", Tensor::full({1, 3, 2, 2}, 0.25)}, {"val/labels", Tensor::full({1}, 3, Dtype::i64)}});
+  const Tensor bytes = Tensor::full({4, 3, 2, 2}, 51.0, Dtype::u8),
+               labels = Tensor::from(std::vector<int64_t>{0, 1, 2, 1}, {4});
+  write({{"train/images", bytes},
+         {"train/labels", labels},
+         {"val/images", Tensor::full({1, 3, 2, 2}, 0.25)},
+         {"val/labels", Tensor::full({1}, 3, Dtype::i64)}});
   const auto train = make_hdf5(options, Split::train);
   EXPECT_EQ(train->description().classes, 3);
   EXPECT_FLOAT_EQ(first(*train, 2).inputs.to_vector<float>()[0], 0.2f);
@@ -254,30 +264,38 @@ TEST_F(Images, Hdf5HoldsImagesOrSequences) {
   write({{"train/tokens", Tensor::from(std::vector<int64_t>{0, 1, 2, 3, 4, 5}, {2, 3})},
          {"val/inputs", Tensor::from(std::vector<int64_t>{1, 2}, {1, 2})},
          {"val/targets", Tensor::from(std::vector<int64_t>{-100, 9}, {1, 2})}});
-  EXPECT_ERROR(make_hdf5(options, Split::train), "has no attribute vocab_size; set data.vocab_size");
+  EXPECT_ERROR(make_hdf5(options, Split::train),
+               "has no attribute vocab_size; set data.vocab_size");
   options.vocab_size = 6;
   const Batch batch = first(*make_hdf5(options, Split::train), 1);
   EXPECT_EQ(batch.inputs.to_vector<int64_t>(), (std::vector<int64_t>{3, 4}));
   EXPECT_EQ(batch.targets.to_vector<int64_t>(), (std::vector<int64_t>{4, 5}));
-  EXPECT_ERROR(first(*make_hdf5(options, Split::val)), "val/targets row 0 holds id 9 at 1, outside the vocabulary of 6");
+  EXPECT_ERROR(first(*make_hdf5(options, Split::val)),
+               "val/targets row 0 holds id 9 at 1, outside the vocabulary of 6");
   options.vocab_size = 10;
-  EXPECT_EQ(first(*make_hdf5(options, Split::val)).targets.to_vector<int64_t>(), (std::vector<int64_t>{kIgnore, 9}));
+  EXPECT_EQ(first(*make_hdf5(options, Split::val)).targets.to_vector<int64_t>(),
+            (std::vector<int64_t>{kIgnore, 9}));
 
   write({{"train/images", bytes}, {"train/labels", Tensor::full({3}, 0, Dtype::i64)}});
   EXPECT_ERROR(make_hdf5(options, Split::train), "4 images but 3 labels");
   EXPECT_ERROR(make_hdf5(options, Split::val), "has no group val");
   // Labels and ids that are none, and pixels that are no numbers.
-  const auto labelled = [&](const Tensor& values) { write({{"train/images", bytes}, {"train/labels", values}}); };
+  const auto labelled = [&](const Tensor& values) {
+    write({{"train/images", bytes}, {"train/labels", values}});
+  };
   labelled(Tensor::from(std::vector<int64_t>{0, 1, -1, 1}, {4}));
   EXPECT_ERROR(make_hdf5(options, Split::train), "train/labels: label -1 of image 2 is outside");
   labelled(Tensor::from(std::vector<int64_t>{0, std::numeric_limits<int64_t>::max(), 0, 1}, {4}));
-  EXPECT_ERROR(make_hdf5(options, Split::train), "train/labels: label 9223372036854775807 of image 1 is outside");
+  EXPECT_ERROR(make_hdf5(options, Split::train),
+               "train/labels: label 9223372036854775807 of image 1 is outside");
   labelled(Tensor::full({4}, std::numeric_limits<double>::quiet_NaN()));
   EXPECT_ERROR(make_hdf5(options, Split::train), "train/labels holds f32; expected integers");
   write({{"train/images", Tensor::zeros({4, 3, 0, 2})}, {"train/labels", labels}});
-  EXPECT_ERROR(make_hdf5(options, Split::train), "train/images is [4, 3, 0, 2]; expected [N, C, H, W]");
+  EXPECT_ERROR(make_hdf5(options, Split::train),
+               "train/images is [4, 3, 0, 2]; expected [N, C, H, W]");
   write({{"train/images", Tensor::zeros({4, 3, 2, 2}, Dtype::i32)}, {"train/labels", labels}});
-  EXPECT_ERROR(make_hdf5(options, Split::train), "train/images holds i32; expected u8, or floats in [0, 1]");
+  EXPECT_ERROR(make_hdf5(options, Split::train),
+               "train/images holds i32; expected u8, or floats in [0, 1]");
   const Tensor pixels = Tensor::zeros({4, 3, 2, 2});
   pixels.data<float>()[2 * 12 + 5] = std::numeric_limits<float>::quiet_NaN();
   write({{"train/images", pixels}, {"train/labels", labels}});
@@ -290,7 +308,8 @@ TEST_F(Images, Hdf5HoldsImagesOrSequences) {
     file.write("train/tokens", Tensor::zeros({2, 3}, Dtype::i64));
     file.attribute("/", "vocab_size", vocab);
     file.save(path);
-    EXPECT_ERROR(make_hdf5(options, Split::train), "attribute vocab_size is \"" + vocab + "\"; expected an integer from 1");
+    EXPECT_ERROR(make_hdf5(options, Split::train),
+                 "attribute vocab_size is \"" + vocab + "\"; expected an integer from 1");
   }
   options.path = "";
   EXPECT_ERROR(make_hdf5(options, Split::train), "data.path is not set");
@@ -299,7 +318,7 @@ TEST_F(Images, Hdf5HoldsImagesOrSequences) {
   EXPECT_ERROR(make_hdf5(options, Split::train), "holds none of images, tokens and inputs");
 }
 
-// ---- changes -----------------------------------------------------------------------------------------------------
+// ---- changes ------------------------------------------------------------------------------------
 
 TEST(Resize, KeepsConstantsAndTheImageItselfAndReducesWithoutAliasing) {
   std::vector<float> image(5 * 7), same(5 * 7), half(4);
@@ -361,7 +380,8 @@ TEST(Augment, RandAugmentOfNoStrengthKeepsGeometryAndColours) {
     Draw draw(RngKey(1, "augment", "", i));
     randaugment(image.data(), 3, 9, 12, 0.0, draw);
     float largest = 0.0f;
-    for (size_t p = 0; p < image.size(); ++p) largest = std::max(largest, std::abs(image[p] - before[p]));
+    for (size_t p = 0; p < image.size(); ++p)
+      largest = std::max(largest, std::abs(image[p] - before[p]));
     kept += largest < 0.005f;  // posterising to 256 levels moves by less than one of them
   }
   EXPECT_GT(kept, 150);  // all but autocontrast, one in eleven
@@ -375,7 +395,8 @@ TEST(Augment, ErasedRectanglesCoverTheShareOfThePaper) {
     std::vector<float> image(40 * 40, -1.0f);
     Draw draw(RngKey(1, "augment", "", i));
     augment(image.data(), 1, 40, 40, options, draw);
-    const auto covered = std::count_if(image.begin(), image.end(), [](float v) { return v >= 0.0f; });
+    const auto covered =
+        std::count_if(image.begin(), image.end(), [](float v) { return v >= 0.0f; });
     if (covered == 0) continue;
     ++erased;
     EXPECT_GE(covered, 20);
@@ -397,7 +418,8 @@ TEST(Mix, SharesAreThoseOfThePixels) {
       const double mean = std::accumulate(image.begin(), image.end(), 0.0) / 128.0;
       EXPECT_NEAR(mean, 1.0 - keep, 1e-5);
       if (cut) {
-        EXPECT_TRUE(std::all_of(image.begin(), image.end(), [](float v) { return v == 0.0f || v == 1.0f; }));
+        EXPECT_TRUE(std::all_of(image.begin(), image.end(),
+                                [](float v) { return v == 0.0f || v == 1.0f; }));
       }
       total += keep;
     }
@@ -407,7 +429,8 @@ TEST(Mix, SharesAreThoseOfThePixels) {
 
 TEST_F(Images, MixedBatchesHaveSoftTargetsThatDependOnTheSampleAlone) {
   std::string ten;
-  for (int record = 0; record < 10; ++record) ten += static_cast<char>(record) + std::string(3072, static_cast<char>(record * 20));
+  for (int record = 0; record < 10; ++record)
+    ten += static_cast<char>(record) + std::string(3072, static_cast<char>(record * 20));
   for (int i = 1; i <= 5; ++i) put("data_batch_" + std::to_string(i) + ".bin", ten);
   put("test_batch.bin", ten);
   ImageOptions options({0.0}, {1.0});
@@ -431,7 +454,8 @@ TEST_F(Images, MixedBatchesHaveSoftTargetsThatDependOnTheSampleAlone) {
     EXPECT_NEAR(mean, colour, 1e-4);  // a picture of class c is the grey 20 c
   }
   const Batch alone = source->make({&samples[13], 1}, 1);
-  EXPECT_EQ(alone.soft_targets.to_vector<float>(), std::vector<float>(soft.begin() + 130, soft.begin() + 140));
+  EXPECT_EQ(alone.soft_targets.to_vector<float>(),
+            std::vector<float>(soft.begin() + 130, soft.begin() + 140));
   EXPECT_TRUE(make_cifar10(options, Split::val)->make(samples = {{0, 0, 0}}, 1).targets.defined());
 }
 

@@ -11,15 +11,18 @@ void CopyOptions::describe(config::Fields& f) {
 void SelectiveCopyOptions::describe(config::Fields& f) {
   SequenceOptions::describe(f);
   f.add("letters", letters, "to remember", config::from_to(1, 1 << 24));
-  f.add("vocab_size", vocab_size, "filler, marker and letters together", config::from_to(4, 1 << 24));
+  f.add("vocab_size", vocab_size, "filler, marker and letters together",
+        config::from_to(4, 1 << 24));
 }
 
 namespace {
 
 class CopySource final : public SequenceSource {
  public:
-  CopySource(const CopyOptions& options, Split split) : SequenceSource("copy", options.vocab_size, options, split) {
-    FOVEA_CHECK(options.context % 2 == 0, "copy: context must be even, twice the letters to copy; found ", options.context);
+  CopySource(const CopyOptions& options, Split split)
+      : SequenceSource("copy", options.vocab_size, options, split) {
+    FOVEA_CHECK(options.context % 2 == 0,
+                "copy: context must be even, twice the letters to copy; found ", options.context);
   }
 
  private:
@@ -35,8 +38,11 @@ class CopySource final : public SequenceSource {
 
 class SelectiveCopySource final : public SequenceSource {
  public:
-  SelectiveCopySource(const SelectiveCopyOptions& options, Split split) : SequenceSource("selective_copy", options.vocab_size, options, split), letters_(options.letters) {
-    FOVEA_CHECK(2 * letters_ <= options.context, "selective_copy: ", letters_, " letters and as many markers do not fit a context of ", options.context);
+  SelectiveCopySource(const SelectiveCopyOptions& options, Split split)
+      : SequenceSource("selective_copy", options.vocab_size, options, split),
+        letters_(options.letters) {
+    FOVEA_CHECK(2 * letters_ <= options.context, "selective_copy: ", letters_,
+                " letters and as many markers do not fit a context of ", options.context);
   }
 
  private:
@@ -46,7 +52,8 @@ class SelectiveCopySource final : public SequenceSource {
     std::sort(places.begin(), places.end());
     for (int64_t i = 0; i < letters_; ++i) {
       inputs[markers + i] = 1;
-      targets[markers + i] = inputs[places[static_cast<size_t>(i)]] = 2 + draw.below(description_.vocab_size - 2);
+      targets[markers + i] = inputs[places[static_cast<size_t>(i)]] =
+          2 + draw.below(description_.vocab_size - 2);
     }
   }
   int64_t letters_;
@@ -54,7 +61,11 @@ class SelectiveCopySource final : public SequenceSource {
 
 }  // namespace
 
-std::unique_ptr<Source> make_copy(const CopyOptions& options, Split split) { return std::make_unique<CopySource>(options, split); }
-std::unique_ptr<Source> make_selective_copy(const SelectiveCopyOptions& options, Split split) { return std::make_unique<SelectiveCopySource>(options, split); }
+std::unique_ptr<Source> make_copy(const CopyOptions& options, Split split) {
+  return std::make_unique<CopySource>(options, split);
+}
+std::unique_ptr<Source> make_selective_copy(const SelectiveCopyOptions& options, Split split) {
+  return std::make_unique<SelectiveCopySource>(options, split);
+}
 
 }  // namespace fovea::data

@@ -6,8 +6,10 @@ namespace fovea::data {
 void NeedleOptions::describe(config::Fields& f) {
   SequenceOptions::describe(f);
   f.add("needles", needles, "facts hidden, one of which is asked for", config::from_to(1, 1 << 24));
-  f.add("value_length", value_length, "length of the answer", config::from_to(1, 1 << 24), "tokens");
-  f.add("vocab_size", vocab_size, "two markers and the tokens of hay, keys and values", config::from_to(4, 1 << 24));
+  f.add("value_length", value_length, "length of the answer", config::from_to(1, 1 << 24),
+        "tokens");
+  f.add("vocab_size", vocab_size, "two markers and the tokens of hay, keys and values",
+        config::from_to(4, 1 << 24));
 }
 
 namespace {
@@ -15,10 +17,14 @@ namespace {
 class NeedleSource final : public SequenceSource {
  public:
   NeedleSource(const NeedleOptions& options, Split split)
-      : SequenceSource("needle", options.vocab_size, options, split), needles_(options.needles), length_(options.value_length) {
+      : SequenceSource("needle", options.vocab_size, options, split),
+        needles_(options.needles),
+        length_(options.value_length) {
     const int64_t least = needles_ * (2 + length_) + 1 + length_;
-    FOVEA_CHECK(least <= options.context, "needle: ", needles_, " needles and the question take ", least, " tokens, but context is ", options.context);
-    FOVEA_CHECK(needles_ <= words(), "needle: ", needles_, " needles need as many keys; vocab_size ", options.vocab_size, " has ", words());
+    FOVEA_CHECK(least <= options.context, "needle: ", needles_, " needles and the question take ",
+                least, " tokens, but context is ", options.context);
+    FOVEA_CHECK(needles_ <= words(), "needle: ", needles_,
+                " needles need as many keys; vocab_size ", options.vocab_size, " has ", words());
   }
 
  private:
@@ -52,6 +58,8 @@ class NeedleSource final : public SequenceSource {
 
 }  // namespace
 
-std::unique_ptr<Source> make_needle(const NeedleOptions& options, Split split) { return std::make_unique<NeedleSource>(options, split); }
+std::unique_ptr<Source> make_needle(const NeedleOptions& options, Split split) {
+  return std::make_unique<NeedleSource>(options, split);
+}
 
 }  // namespace fovea::data

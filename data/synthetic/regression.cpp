@@ -15,8 +15,10 @@ namespace {
 
 class RegressionSource final : public SequenceSource {
  public:
-  RegressionSource(const RegressionOptions& options, Split split) : SequenceSource("regression", 2 * options.bins, options, split), o_(options) {
-    FOVEA_CHECK(o_.dim <= o_.context, "regression: an example takes ", o_.dim + 1, " tokens, but context is ", o_.context);
+  RegressionSource(const RegressionOptions& options, Split split)
+      : SequenceSource("regression", 2 * options.bins, options, split), o_(options) {
+    FOVEA_CHECK(o_.dim <= o_.context, "regression: an example takes ", o_.dim + 1,
+                " tokens, but context is ", o_.context);
   }
 
  private:
@@ -44,6 +46,8 @@ class RegressionSource final : public SequenceSource {
 
 }  // namespace
 
-std::unique_ptr<Source> make_regression(const RegressionOptions& options, Split split) { return std::make_unique<RegressionSource>(options, split); }
+std::unique_ptr<Source> make_regression(const RegressionOptions& options, Split split) {
+  return std::make_unique<RegressionSource>(options, split);
+}
 
 }  // namespace fovea::data

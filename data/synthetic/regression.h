@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// In-context linear regression (2208.01066 section 3) in tokens: every sequence has its own weights w ~ N(0, I), shown
-// through examples x ~ N(0, I), y = w . x / sqrt(dim) + noise, each number rounded to one of `bins` equal bins of
+// In-context linear regression (2208.01066 section 3) in tokens: every sequence has its own weights
+// w ~ N(0, I), shown through examples x ~ N(0, I), y = w . x / sqrt(dim) + noise, each number
+// rounded to one of `bins` equal bins of
 // [-range, range].
 
 #include "data/synthetic/sequences.h"
@@ -16,7 +17,8 @@ struct RegressionOptions : SequenceOptions {
   void describe(config::Fields& f) override;
 };
 
-// x1 .. xd y x1 .. xd y ...: x has ids [0, bins), y [bins, 2 bins). Scored at each xd, where y must follow.
+// x1 .. xd y x1 .. xd y ...: x has ids [0, bins), y [bins, 2 bins). Scored at each xd, where y must
+// follow.
 std::unique_ptr<Source> make_regression(const RegressionOptions& options, Split split);
 
 }  // namespace fovea::data

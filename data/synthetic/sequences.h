@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What made-up sequence tasks share: sample `index` of a split is a function of (task, split, index) alone, the same in every
-// run and on every machine. A task only fills one sequence.
+// What made-up sequence tasks share: sample `index` of a split is a function of (task, split,
+// index) alone, the same in every run and on every machine. A task only fills one sequence.
 
 #include "data/draw.h"
 #include "data/source.h"
@@ -21,7 +21,8 @@ class SequenceSource : public Source {
   Batch make(std::span<const Sample> samples, uint64_t seed) const final;
 
  protected:
-  SequenceSource(const std::string& name, int64_t vocab_size, const SequenceOptions& options, Split split);
+  SequenceSource(const std::string& name, int64_t vocab_size, const SequenceOptions& options,
+                 Split split);
   int64_t context() const { return description_.context; }
   // inputs [context] hold 0 and targets [context] kIgnore.
   virtual void fill(Draw& draw, int64_t* inputs, int64_t* targets) const = 0;

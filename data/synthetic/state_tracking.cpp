@@ -9,7 +9,8 @@ namespace fovea::data {
 
 void StateTrackingOptions::describe(config::Fields& f) {
   SequenceOptions::describe(f);
-  f.add("group", group, "whose products are asked for", config::one_of({"parity", "cyclic", "s3", "a5", "s5"}));
+  f.add("group", group, "whose products are asked for",
+        config::one_of({"parity", "cyclic", "s3", "a5", "s5"}));
   f.add("modulus", modulus, "order of the cyclic group", config::from_to(2, 4096));
 }
 
@@ -65,7 +66,8 @@ Group make_group(const StateTrackingOptions& options) {
 class StateTrackingSource final : public SequenceSource {
  public:
   StateTrackingSource(const StateTrackingOptions& options, Split split, Group group)
-      : SequenceSource("state_tracking." + options.group, group.order, options, split), group_(std::move(group)) {}
+      : SequenceSource("state_tracking." + options.group, group.order, options, split),
+        group_(std::move(group)) {}
 
  private:
   void fill(Draw& draw, int64_t* inputs, int64_t* targets) const override {

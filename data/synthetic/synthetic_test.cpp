@@ -26,7 +26,8 @@ void each(const Source& source, const std::function<void(const Ids&, const Ids&)
     ASSERT_EQ(static_cast<int64_t>(in.size()), source.description().context);
     for (size_t t = 0; t < in.size(); ++t) {
       ASSERT_TRUE(in[t] >= 0 && in[t] < source.description().vocab_size) << in[t];
-      ASSERT_TRUE(out[t] == kIgnore || (out[t] >= 0 && out[t] < source.description().vocab_size)) << out[t];
+      ASSERT_TRUE(out[t] == kIgnore || (out[t] >= 0 && out[t] < source.description().vocab_size))
+          << out[t];
     }
     f(in, out);
   }
@@ -34,13 +35,17 @@ void each(const Source& source, const std::function<void(const Ids&, const Ids&)
 
 TEST(Synthetic, SamplesDependOnTheirIndexAndSplitAlone) {
   for (const auto& make : std::vector<std::function<std::unique_ptr<Source>(Split)>>{
-           [](Split s) { return make_recall({}, s); }, [](Split s) { return make_copy({}, s); }, [](Split s) { return make_selective_copy({}, s); },
-           [](Split s) { return make_needle({}, s); }, [](Split s) { return make_regression({}, s); }, [](Split s) { return make_state_tracking({}, s); }}) {
+           [](Split s) { return make_recall({}, s); }, [](Split s) { return make_copy({}, s); },
+           [](Split s) { return make_selective_copy({}, s); },
+           [](Split s) { return make_needle({}, s); },
+           [](Split s) { return make_regression({}, s); },
+           [](Split s) { return make_state_tracking({}, s); }}) {
     const auto train = make(Split::train), val = make(Split::val);
     EXPECT_EQ(train->size(), 100000);
     EXPECT_EQ(val->size(), 1000);
     const Sample together[] = {{3, 0, 0}, {7, 0, 1}}, alone{7, 5, 99};
-    const Ids both = train->make(together, 1).inputs.to_vector<int64_t>(), one = train->make({&alone, 1}, 2).inputs.to_vector<int64_t>();
+    const Ids both = train->make(together, 1).inputs.to_vector<int64_t>(),
+              one = train->make({&alone, 1}, 2).inputs.to_vector<int64_t>();
     EXPECT_EQ(Ids(both.begin() + static_cast<int64_t>(one.size()), both.end()), one);
     EXPECT_NE(Ids(both.begin(), both.begin() + static_cast<int64_t>(one.size())), one);
     EXPECT_NE(val->make({&alone, 1}, 1).inputs.to_vector<int64_t>(), one);
@@ -61,7 +66,8 @@ TEST(Synthetic, RecallAsksForTheValueThatFollowedItsKey) {
   });
   RecallOptions options;
   options.context = 11;
-  EXPECT_ERROR(make_recall(options, Split::train), "pairs and 4 queries take 12 tokens, but context is 11");
+  EXPECT_ERROR(make_recall(options, Split::train),
+               "pairs and 4 queries take 12 tokens, but context is 11");
 }
 
 TEST(Synthetic, CopyRepeatsItsLetters) {
@@ -75,7 +81,8 @@ TEST(Synthetic, CopyRepeatsItsLetters) {
     EXPECT_EQ(std::count(in.begin(), in.end(), 0), 1);
   });
   options.context = 13;
-  EXPECT_ERROR(make_copy(options, Split::train), "context must be even, twice the letters to copy; found 13");
+  EXPECT_ERROR(make_copy(options, Split::train),
+               "context must be even, twice the letters to copy; found 13");
 }
 
 TEST(Synthetic, SelectiveCopyGivesTheLettersInOrder) {
@@ -94,7 +101,8 @@ TEST(Synthetic, SelectiveCopyGivesTheLettersInOrder) {
     EXPECT_EQ(letters, answers);
   });
   options.letters = 16;
-  EXPECT_ERROR(make_selective_copy(options, Split::train), "16 letters and as many markers do not fit a context of 30");
+  EXPECT_ERROR(make_selective_copy(options, Split::train),
+               "16 letters and as many markers do not fit a context of 30");
 }
 
 TEST(Synthetic, NeedleAsksForOneOfTheHiddenValues) {
@@ -111,16 +119,21 @@ TEST(Synthetic, NeedleAsksForOneOfTheHiddenValues) {
       if (in[i] != 0 || in[i + 1] != in[question + 1]) continue;
       ++found;
       depths.insert(i);
-      EXPECT_EQ(Ids(out.begin() + question + 1, out.end()), Ids(in.begin() + static_cast<int64_t>(i) + 2, in.begin() + static_cast<int64_t>(i) + 6));
+      EXPECT_EQ(
+          Ids(out.begin() + question + 1, out.end()),
+          Ids(in.begin() + static_cast<int64_t>(i) + 2, in.begin() + static_cast<int64_t>(i) + 6));
     }
     EXPECT_EQ(found, 1u);  // keys differ
-    EXPECT_EQ(Ids(in.begin() + question + 2, in.end()), Ids(out.begin() + question + 1, out.end() - 1));
+    EXPECT_EQ(Ids(in.begin() + question + 2, in.end()),
+              Ids(out.begin() + question + 1, out.end() - 1));
   });
   EXPECT_GT(depths.size(), 10u);
   options.context = 22;
-  EXPECT_ERROR(make_needle(options, Split::train), "3 needles and the question take 23 tokens, but context is 22");
+  EXPECT_ERROR(make_needle(options, Split::train),
+               "3 needles and the question take 23 tokens, but context is 22");
   options.context = 23;
-  each(*make_needle(options, Split::train), [](const Ids& in, const Ids&) { EXPECT_EQ(in[0] + in[6] + in[12], 0); });
+  each(*make_needle(options, Split::train),
+       [](const Ids& in, const Ids&) { EXPECT_EQ(in[0] + in[6] + in[12], 0); });
 }
 
 TEST(Synthetic, RegressionHasOneLineASequence) {
@@ -129,9 +142,13 @@ TEST(Synthetic, RegressionHasOneLineASequence) {
   options.bins = 512;
   each(*make_regression(options, Split::train), [](const Ids& in, const Ids& out) {
     // y = w x: the slope is the same within the width of the bins wherever nothing is clipped
-    const auto value = [](int64_t bin) { return (static_cast<double>(bin) + 0.5) * 6.0 / 512.0 - 3.0; };
+    const auto value = [](int64_t bin) {
+      return (static_cast<double>(bin) + 0.5) * 6.0 / 512.0 - 3.0;
+    };
     double slope = 0.0, weight = 0.0;
-    const auto inside = [&](size_t t) { return std::abs(value(in[t])) < 2.9 && std::abs(value(out[t] - 512)) < 2.9; };
+    const auto inside = [&](size_t t) {
+      return std::abs(value(in[t])) < 2.9 && std::abs(value(out[t] - 512)) < 2.9;
+    };
     for (size_t t = 0; t < in.size(); t += 2) {
       EXPECT_EQ(in[t + 1], out[t]);
       EXPECT_EQ(out[t + 1], kIgnore);
@@ -142,7 +159,8 @@ TEST(Synthetic, RegressionHasOneLineASequence) {
     slope /= weight;
     for (size_t t = 0; t < in.size(); t += 2) {
       if (inside(t)) {
-        EXPECT_NEAR(value(out[t] - 512), slope * value(in[t]), 0.006 * (1.5 + 2.0 * std::abs(slope)));
+        EXPECT_NEAR(value(out[t] - 512), slope * value(in[t]),
+                    0.006 * (1.5 + 2.0 * std::abs(slope)));
       }
     }
   });
@@ -154,7 +172,8 @@ TEST(Synthetic, StatesAreProductsOfTheGroup) {
     options.group = group;
     const auto source = make_state_tracking(options, Split::train);
     const int64_t n = source->description().vocab_size;
-    // 0 is the identity; a state and a token decide the next state, and no two tokens lead to the same one
+    // 0 is the identity; a state and a token decide the next state, and no two tokens lead to the
+    // same one
     std::map<std::pair<int64_t, int64_t>, int64_t> next;
     each(*source, [&](const Ids& in, const Ids& out) {
       int64_t state = 0;

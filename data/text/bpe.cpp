@@ -67,22 +67,25 @@ class BpeTokenizer final : public Tokenizer {
     };
     pairs_.reserve(model_.merges.size());
     for (const BpeMerge& merge : model_.merges) {
-      FOVEA_CHECK(bytes_of(merge.left) + bytes_of(merge.right) == bytes_of(merge.result), "tokenizer: ids ", merge.left,
-                  " and ", merge.right, " do not make id ", merge.result);
+      FOVEA_CHECK(bytes_of(merge.left) + bytes_of(merge.right) == bytes_of(merge.result),
+                  "tokenizer: ids ", merge.left, " and ", merge.right, " do not make id ",
+                  merge.result);
       pairs_.insert_or_assign(pair_key(merge.left, merge.right), Result{merge.rank, merge.result});
     }
     vocab_size_ = count;
     for (const auto& [text, id] : model_.added) {
       FOVEA_CHECK(!text.empty() && id >= 0, "tokenizer: added token \"", text, "\" with id ", id);
       vocab_size_ = std::max<int64_t>(vocab_size_, id + 1);
-      FOVEA_CHECK(added_texts_.emplace(id, text).second, "tokenizer: two added tokens have id ", id);
+      FOVEA_CHECK(added_texts_.emplace(id, text).second, "tokenizer: two added tokens have id ",
+                  id);
       const size_t round = model_.added_last.contains(text) ? 1 : 0;
       by_first_byte_[round][static_cast<unsigned char>(text[0])].emplace_back(text, id);
     }
     for (auto& round : by_first_byte_) {
       for (auto& candidates : round) {
-        std::stable_sort(candidates.begin(), candidates.end(),
-                         [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
+        std::stable_sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) {
+          return a.first.size() > b.first.size();
+        });
       }
     }
   }
@@ -99,12 +102,15 @@ class BpeTokenizer final : public Tokenizer {
   std::string decode(std::span<const int64_t> ids) const override {
     std::string text;
     for (const int64_t id : ids) {
-      FOVEA_CHECK(id >= 0 && id < vocab_size_, "tokenizer: id ", id, " of a vocabulary of ", vocab_size_);
-      if (const auto added = added_texts_.find(static_cast<int32_t>(id)); added != added_texts_.end()) {
+      FOVEA_CHECK(id >= 0 && id < vocab_size_, "tokenizer: id ", id, " of a vocabulary of ",
+                  vocab_size_);
+      if (const auto added = added_texts_.find(static_cast<int32_t>(id));
+          added != added_texts_.end()) {
         text += added->second;
         continue;
       }
-      FOVEA_CHECK(id < static_cast<int64_t>(model_.tokens.size()) && !model_.tokens[static_cast<size_t>(id)].empty(),
+      FOVEA_CHECK(id < static_cast<int64_t>(model_.tokens.size()) &&
+                      !model_.tokens[static_cast<size_t>(id)].empty(),
                   "tokenizer: id ", id, " has no token");
       text += model_.tokens[static_cast<size_t>(id)];
     }
@@ -121,15 +127,17 @@ class BpeTokenizer final : public Tokenizer {
     int32_t rank, id;
   };
 
-  // Cuts the added tokens of a round out of text[begin, end), and goes on with the next round in what is left.
+  // Cuts the added tokens of a round out of text[begin, end), and goes on with the next round in
+  // what is left.
   void cut_added(std::string_view text, size_t begin, size_t end, size_t round, Seen& seen,
                  std::vector<int64_t>& ids) const {
     if (round == by_first_byte_.size()) return encode_plain(text, begin, end, seen, ids);
     for (size_t at = begin; at < end;) {
       const std::string_view rest = text.substr(at, end - at);
       const auto& candidates = by_first_byte_[round][static_cast<unsigned char>(rest[0])];
-      const auto added = std::find_if(candidates.begin(), candidates.end(),
-                                      [&](const Added& candidate) { return rest.starts_with(candidate.first); });
+      const auto added =
+          std::find_if(candidates.begin(), candidates.end(),
+                       [&](const Added& candidate) { return rest.starts_with(candidate.first); });
       if (added == candidates.end()) {
         ++at;
         continue;
@@ -142,7 +150,8 @@ class BpeTokenizer final : public Tokenizer {
     cut_added(text, begin, end, round + 1, seen, ids);
   }
 
-  void encode_plain(std::string_view text, size_t begin, size_t end, Seen& seen, std::vector<int64_t>& ids) const {
+  void encode_plain(std::string_view text, size_t begin, size_t end, Seen& seen,
+                    std::vector<int64_t>& ids) const {
     splitter_.split(text.substr(begin, end - begin), [&](std::string_view piece) {
       const auto [place, fresh] = seen.try_emplace(piece, ids.size(), 0);
       if (fresh) {
@@ -155,28 +164,31 @@ class BpeTokenizer final : public Tokenizer {
     });
   }
 
-  // The merges of one piece that starts at byte `offset`: a linked list of tokens, and a queue of the pairs that may
-  // merge.
+  // The merges of one piece that starts at byte `offset`: a linked list of tokens, and a queue of
+  // the pairs that may merge.
   void encode_piece(std::string_view piece, size_t offset, std::vector<int64_t>& ids) const {
     if (model_.whole_pieces) {
-      if (const auto found = ids_.find(piece); found != ids_.end()) return ids.push_back(found->second);
+      if (const auto found = ids_.find(piece); found != ids_.end())
+        return ids.push_back(found->second);
     }
     struct Part {
       int32_t id, before, after;
     };
     struct Candidate {
       int32_t rank, at, left, right, result;
-      bool operator<(const Candidate& other) const { return rank != other.rank ? rank > other.rank : at > other.at; }
+      bool operator<(const Candidate& other) const {
+        return rank != other.rank ? rank > other.rank : at > other.at;
+      }
     };
-    FOVEA_CHECK(piece.size() <= kMaxPiece, "tokenizer: a piece of ", piece.size(), " bytes without a cut at byte ",
-                offset, "; at most ", kMaxPiece, " can be merged");
+    FOVEA_CHECK(piece.size() <= kMaxPiece, "tokenizer: a piece of ", piece.size(),
+                " bytes without a cut at byte ", offset, "; at most ", kMaxPiece, " can be merged");
     const auto count = static_cast<int32_t>(piece.size());
     std::vector<Part> parts;
     parts.reserve(piece.size());
     for (int32_t i = 0; i < count; ++i) {
       const auto byte = static_cast<unsigned char>(piece[static_cast<size_t>(i)]);
-      FOVEA_CHECK(bytes_[byte] >= 0, "tokenizer: byte ", offset + static_cast<size_t>(i), " (value ",
-                  static_cast<int>(byte), ") has no token in the vocabulary");
+      FOVEA_CHECK(bytes_[byte] >= 0, "tokenizer: byte ", offset + static_cast<size_t>(i),
+                  " (value ", static_cast<int>(byte), ") has no token in the vocabulary");
       parts.push_back({bytes_[byte], i - 1, i + 1 < count ? i + 1 : -1});
     }
     std::priority_queue<Candidate> queue;
@@ -185,7 +197,8 @@ class BpeTokenizer final : public Tokenizer {
       const Part& part = parts[static_cast<size_t>(at)];
       const int32_t right = parts[static_cast<size_t>(part.after)].id;
       const auto found = pairs_.find(pair_key(part.id, right));
-      if (found != pairs_.end()) queue.push({found->second.rank, at, part.id, right, found->second.id});
+      if (found != pairs_.end())
+        queue.push({found->second.rank, at, part.id, right, found->second.id});
     };
     for (int32_t i = 0; i < count; ++i) offer(i);
     while (!queue.empty()) {
@@ -193,7 +206,9 @@ class BpeTokenizer final : public Tokenizer {
       queue.pop();
       Part& part = parts[static_cast<size_t>(best.at)];
       // Stale: one of the two has merged with another meanwhile (a part that is gone has id -1).
-      if (part.id != best.left || part.after < 0 || parts[static_cast<size_t>(part.after)].id != best.right) continue;
+      if (part.id != best.left || part.after < 0 ||
+          parts[static_cast<size_t>(part.after)].id != best.right)
+        continue;
       Part& gone = parts[static_cast<size_t>(part.after)];
       part.id = best.result;
       part.after = gone.after;
@@ -218,6 +233,8 @@ class BpeTokenizer final : public Tokenizer {
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> make_bpe(BpeModel model) { return std::make_unique<BpeTokenizer>(std::move(model)); }
+std::unique_ptr<Tokenizer> make_bpe(BpeModel model) {
+  return std::make_unique<BpeTokenizer>(std::move(model));
+}
 
 }  // namespace fovea::data

@@ -14,7 +14,8 @@ TEST_F(BpeFiles, HuggingFaceFilesRoundTrip) {
   model.added = {{"<|end|>", 259}, {"<|end|>more", 260}};
   const auto tokenizer = make_bpe(model);
   EXPECT_EQ(tokenizer->vocab_size(), 261);
-  EXPECT_EQ(words(*tokenizer, "he<|end|> he<|end|>more"), (Words{"he", "<|end|>", " he", "<|end|>more"}));
+  EXPECT_EQ(words(*tokenizer, "he<|end|> he<|end|>more"),
+            (Words{"he", "<|end|>", " he", "<|end|>more"}));
   put("tokenizer.json", tokenizer->to_json());
   const auto again = load_tokenizer(folder / "tokenizer.json");
   EXPECT_EQ(again->to_json(), tokenizer->to_json());
@@ -36,16 +37,18 @@ TEST_F(BpeFiles, IgnoreMergesTakesAPieceThatIsATokenWhole) {
   EXPECT_EQ(words(*make_bpe(model), "abc"), (Words{"abc"}));
 }
 
-// A small tokenizer.json in the older style (merges as text, "Ġ" for a space) with `pre` and members before and inside
-// the model.
-std::string hugging_face(const std::string& pre, const std::string& members = "", const std::string& inside = "") {
-  return R"({"version": "1.0", "added_tokens": [{"id": 6, "content": "<s>", "special": true}], )" + members +
-         R"("pre_tokenizer": )" + pre + R"(, "model": {"type": "BPE", )" + inside +
+// A small tokenizer.json in the older style (merges as text, "Ġ" for a space) with `pre` and
+// members before and inside the model.
+std::string hugging_face(const std::string& pre, const std::string& members = "",
+                         const std::string& inside = "") {
+  return R"({"version": "1.0", "added_tokens": [{"id": 6, "content": "<s>", "special": true}], )" +
+         members + R"("pre_tokenizer": )" + pre + R"(, "model": {"type": "BPE", )" + inside +
          R"("vocab": {"a": 0, "b": 1, "Ġ": 2, "1": 3, "ab": 4, "Ġab": 5, "<s>": 6}, "merges": ["a b", "Ġ ab"]}})";
 }
 
 TEST_F(BpeFiles, HuggingFaceFilesOfOtherStylesAreRead) {
-  const std::string byte_level = R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true})";
+  const std::string byte_level =
+      R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true})";
   const auto plain = make_bpe(read_huggingface(hugging_face(byte_level), "x"));
   EXPECT_EQ(plain->encode("ab ab<s>b"), (Ids{4, 5, 6, 1}));
   EXPECT_EQ(plain->vocab_size(), 7);
@@ -54,25 +57,34 @@ TEST_F(BpeFiles, HuggingFaceFilesOfOtherStylesAreRead) {
   const std::string llama =
       R"re({"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": "(?i:b)| ?\\p{L}"},
       "behavior": "Isolated", "invert": false}, {"type": "ByteLevel", "use_regex": false, "add_prefix_space": false}]})re";
-  EXPECT_EQ(make_bpe(read_huggingface(hugging_face(llama), "x"))->encode("ab ab"), (Ids{0, 1, 2, 0, 1}));
+  EXPECT_EQ(make_bpe(read_huggingface(hugging_face(llama), "x"))->encode("ab ab"),
+            (Ids{0, 1, 2, 0, 1}));
   const std::string digits =
-      R"({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, )" + byte_level + "]}";
+      R"({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, )" +
+      byte_level + "]}";
   EXPECT_EQ(make_bpe(read_huggingface(hugging_face(digits), "x"))->encode("ab11"), (Ids{4, 3, 3}));
 }
 
 TEST_F(BpeFiles, HuggingFaceFilesThatCannotBeReproducedAreRefused) {
   const std::string byte_level = R"({"type": "ByteLevel"})";
-  const auto read = [&](const std::string& json) { return make_bpe(read_huggingface(json, "t.json")); };
+  const auto read = [&](const std::string& json) {
+    return make_bpe(read_huggingface(json, "t.json"));
+  };
   EXPECT_ERROR(read("{"), "tokenizer t.json: ");
   EXPECT_ERROR(read("{}"), "has no pre_tokenizer");
-  EXPECT_ERROR(read(hugging_face(byte_level, R"("normalizer": {"type": "NFC"}, )")), "normalizer NFC is not supported");
-  EXPECT_ERROR(read(hugging_face(R"({"type": "Metaspace"})")), "pre-tokenizer Metaspace is not supported");
+  EXPECT_ERROR(read(hugging_face(byte_level, R"("normalizer": {"type": "NFC"}, )")),
+               "normalizer NFC is not supported");
+  EXPECT_ERROR(read(hugging_face(R"({"type": "Metaspace"})")),
+               "pre-tokenizer Metaspace is not supported");
   EXPECT_ERROR(read(hugging_face(R"({"type": "ByteLevel", "add_prefix_space": true})")),
                "add_prefix_space = true, which is not supported");
   EXPECT_ERROR(read(hugging_face(R"({"type": "Digits"})")), "has no ByteLevel");
-  EXPECT_ERROR(read(hugging_face(R"({"type": "Split", "pattern": {"String": "a"}})")), "expected a Regex");
-  EXPECT_ERROR(read(hugging_face(byte_level, "", R"("dropout": 0.1, )")), "model has dropout = 0.1");
-  EXPECT_ERROR(read(hugging_face(byte_level, "", R"("byte_fallback": true, )")), "model has byte_fallback = true");
+  EXPECT_ERROR(read(hugging_face(R"({"type": "Split", "pattern": {"String": "a"}})")),
+               "expected a Regex");
+  EXPECT_ERROR(read(hugging_face(byte_level, "", R"("dropout": 0.1, )")),
+               "model has dropout = 0.1");
+  EXPECT_ERROR(read(hugging_face(byte_level, "", R"("byte_fallback": true, )")),
+               "model has byte_fallback = true");
   std::string json = hugging_face(byte_level);
   json.replace(json.find("\"BPE\""), 5, "\"Unigram\"");
   EXPECT_ERROR(read(json), "model type Unigram; only BPE");
@@ -112,14 +124,15 @@ TEST_F(BpeFiles, Gpt2FilesAreRead) {
 
 TEST_F(BpeFiles, TiktokenFilesAreRead) {
   // a b c ab bc abc " " "a1": ranks are ids.
-  const std::string ranks = "YQ== 0\nYg== 1\nYw== 2\nYWI= 3\nYmM= 4\nYWJj 5\nIA== 6\nMQ== 7\nIGE= 8\n";
+  const std::string ranks =
+      "YQ== 0\nYg== 1\nYw== 2\nYWI= 3\nYmM= 4\nYWJj 5\nIA== 6\nMQ== 7\nIGE= 8\n";
   put("cl100k_base.tiktoken", ranks);
   const auto tokenizer = load_tokenizer(folder / "cl100k_base.tiktoken");
   EXPECT_EQ(tokenizer->vocab_size(), 100277);
   EXPECT_EQ(tokenizer->encode("abc bc<|endoftext|>"), (Ids{5, 6, 4, 100257}));
   EXPECT_EQ(tokenizer->encode("1111"), (Ids{7, 7, 7, 7}));
-  // cl100k keeps " abca" one piece: ab (rank 3) merges before bc (4) and " a" (8), then abc; r50k would cut it the same
-  // way.
+  // cl100k keeps " abca" one piece: ab (rank 3) merges before bc (4) and " a" (8), then abc; r50k
+  // would cut it the same way.
   EXPECT_EQ(tokenizer->encode(" abca"), (Ids{6, 5, 0}));
   EXPECT_ERROR(tokenizer->decode(Ids{50}), "id 50 has no token");
   EXPECT_ERROR(tokenizer->decode(Ids{100277}), "id 100277 of a vocabulary of 100277");
@@ -128,7 +141,8 @@ TEST_F(BpeFiles, TiktokenFilesAreRead) {
     EXPECT_EQ(load_tokenizer(folder / (name + ".tiktoken"))->encode("abc"), (Ids{5})) << name;
   }
   put("mine.tiktoken", ranks);
-  EXPECT_ERROR(load_tokenizer(folder / "mine.tiktoken"), "the name \"mine\" tells no split pattern");
+  EXPECT_ERROR(load_tokenizer(folder / "mine.tiktoken"),
+               "the name \"mine\" tells no split pattern");
   const auto damaged = [&](const std::string& content) {
     put("r50k_base.tiktoken", content);
     return load_tokenizer(folder / "r50k_base.tiktoken");
@@ -141,32 +155,36 @@ TEST_F(BpeFiles, TiktokenFilesAreRead) {
   EXPECT_ERROR(damaged(""), "holds no tokens");
 }
 
-// ---- the same ids as other programs ------------------------------------------------------------------------------
+// ---- the same ids as other programs -------------------------------------------------------------
 
 // Base64, as .tiktoken files hold tokens.
 std::string base64(std::string_view bytes) {
-  static constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  static constexpr std::string_view kDigits =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   std::string out;
   for (size_t at = 0; at < bytes.size(); at += 3) {
     uint32_t bits = 0;
     for (size_t i = 0; i < 3; ++i)
       bits = (bits << 8) | (at + i < bytes.size() ? static_cast<unsigned char>(bytes[at + i]) : 0u);
-    for (size_t i = 0; i < 4; ++i) out += at + i <= bytes.size() ? kDigits[(bits >> (18 - 6 * i)) & 63] : '=';
+    for (size_t i = 0; i < 4; ++i)
+      out += at + i <= bytes.size() ? kDigits[(bits >> (18 - 6 * i)) & 63] : '=';
   }
   return out;
 }
 
-// Ids that tokenizers 0.23.3 gives with the splits of GPT-2 and of Llama-3 (with ignore_merges), and tiktoken 0.14.0
-// with those of r50k_base, cl100k_base and o200k_base, over these merges.
+// Ids that tokenizers 0.23.3 gives with the splits of GPT-2 and of Llama-3 (with ignore_merges),
+// and tiktoken 0.14.0 with those of r50k_base, cl100k_base and o200k_base, over these merges.
 TEST_F(BpeFiles, IdsAreThoseOfOtherPrograms) {
   const BpeModel model =
-      model_of({{" ", "t"},        {"h", "e"},           {"i", "n"},       {" t", "he"},         {"'", "s"},
-                {"'", "l"},        {"'l", "l"},          {"l", "l"},       {" ", " "},           {"  ", "  "},
-                {"\n", "\n"},      {"\n", " "},          {"0", "1"},       {"2", "3"},           {"01", "2"},
-                {"1", "2"},        {"12", "3"},          {"D", "o"},       {"n", "'"},           {"'", "t"},
-                {"\xe4", "\xbd"},  {"\xe4\xbd", "\xa0"}, {"\xf0", "\x9f"}, {"\xf0\x9f", "\x98"}, {"\xcc", "\x81"},
-                {"e", "\xcc\x81"}, {"\xc2", "\xa0"},     {"\xe1", "\xa0"}, {"!", "!"},           {" ", "\xe1\xa0"},
-                {"a", "b"},        {"ab", "c"},          {"b", "c"},       {"a", "bc"},          {"a", "b"}});
+      model_of({{" ", "t"},       {"h", "e"},           {"i", "n"},       {" t", "he"},
+                {"'", "s"},       {"'", "l"},           {"'l", "l"},      {"l", "l"},
+                {" ", " "},       {"  ", "  "},         {"\n", "\n"},     {"\n", " "},
+                {"0", "1"},       {"2", "3"},           {"01", "2"},      {"1", "2"},
+                {"12", "3"},      {"D", "o"},           {"n", "'"},       {"'", "t"},
+                {"\xe4", "\xbd"}, {"\xe4\xbd", "\xa0"}, {"\xf0", "\x9f"}, {"\xf0\x9f", "\x98"},
+                {"\xcc", "\x81"}, {"e", "\xcc\x81"},    {"\xc2", "\xa0"}, {"\xe1", "\xa0"},
+                {"!", "!"},       {" ", "\xe1\xa0"},    {"a", "b"},       {"ab", "c"},
+                {"b", "c"},       {"a", "bc"},          {"a", "b"}});
   struct Row {
     std::string text;
     Ids gpt2, llama3, r50k, cl100k, o200k;
@@ -185,11 +203,16 @@ TEST_F(BpeFiles, IdsAreThoseOfOtherPrograms) {
        {264, 266, 220, 220, 87, 220, 198},
        {264, 266, 220, 220, 87, 220, 198}},
       {"I'll DON'T don't it's 'S '",
-       {40, 262, 220, 35, 46, 45, 6, 51, 220, 67, 78, 77, 275, 220, 72, 83, 260, 220, 6, 50, 220, 6},
-       {40, 262, 220, 35, 46, 45, 6, 51, 220, 67, 78, 77, 275, 220, 72, 83, 260, 220, 6, 50, 220, 6},
-       {40, 262, 220, 35, 46, 45, 6, 51, 220, 67, 78, 77, 275, 220, 72, 83, 260, 220, 6, 50, 220, 6},
-       {40, 262, 220, 35, 46, 45, 6, 51, 220, 67, 78, 77, 275, 220, 72, 83, 260, 220, 6, 50, 220, 6},
-       {40, 262, 220, 35, 46, 45, 6, 51, 220, 67, 78, 274, 83, 220, 72, 83, 260, 220, 6, 50, 220, 6}},
+       {40, 262, 220, 35, 46, 45,  6,   51, 220, 67,  78,
+        77, 275, 220, 72, 83, 260, 220, 6,  50,  220, 6},
+       {40, 262, 220, 35, 46, 45,  6,   51, 220, 67,  78,
+        77, 275, 220, 72, 83, 260, 220, 6,  50,  220, 6},
+       {40, 262, 220, 35, 46, 45,  6,   51, 220, 67,  78,
+        77, 275, 220, 72, 83, 260, 220, 6,  50,  220, 6},
+       {40, 262, 220, 35, 46, 45,  6,   51, 220, 67,  78,
+        77, 275, 220, 72, 83, 260, 220, 6,  50,  220, 6},
+       {40,  262, 220, 35, 46, 45,  6,   51, 220, 67,  78,
+        274, 83,  220, 72, 83, 260, 220, 6,  50,  220, 6}},
       {"0123 01234567 \xc2\xbd\xd9\xa3",
        {268, 269, 220, 268, 269, 19, 20, 21, 22, 220, 126, 121, 149, 96},
        {270, 18, 220, 270, 18, 19, 20, 21, 22, 220, 126, 121, 149, 96},
@@ -271,8 +294,10 @@ TEST_F(BpeFiles, IdsAreThoseOfOtherPrograms) {
   // Through files, as they are used.
   put("gpt2.json", write_huggingface(model));
   put("llama3.json", write_huggingface(llama));
-  const auto gpt2 = load_tokenizer(folder / "gpt2.json"), llama3 = load_tokenizer(folder / "llama3.json");
-  const auto r50k = tiktoken("r50k_base"), cl100k = tiktoken("cl100k_base"), o200k = tiktoken("o200k_base");
+  const auto gpt2 = load_tokenizer(folder / "gpt2.json"),
+             llama3 = load_tokenizer(folder / "llama3.json");
+  const auto r50k = tiktoken("r50k_base"), cl100k = tiktoken("cl100k_base"),
+             o200k = tiktoken("o200k_base");
   for (const Row& row : rows) {
     EXPECT_EQ(gpt2->encode(row.text), row.gpt2) << row.text;
     EXPECT_EQ(llama3->encode(row.text), row.llama3) << row.text;
@@ -288,8 +313,10 @@ TEST_F(BpeFiles, WhitespaceIsThatOfUnicodeAndLinesEndAtDollar) {
   const Splitter gpt2({std::string(kGpt2Split)});
   EXPECT_EQ(pieces(gpt2, "a \u180e b"), (Words{"a", " \u180e", " b"}));
   EXPECT_EQ(pieces(gpt2, "a\u3000\u0085b"), (Words{"a", "\u3000", "\u0085", "b"}));
-  EXPECT_EQ(pieces(Splitter({R"([\s!]+)"}), "a! \u180e"), (Words{"a", "! ", "\u180e"}));  // also inside a class
-  EXPECT_EQ(pieces(Splitter({R"(\\s+)"}), R"(a\ssb)"), (Words{"a", R"(\ss)", "b"}));  // an escaped backslash, then s
+  EXPECT_EQ(pieces(Splitter({R"([\s!]+)"}), "a! \u180e"),
+            (Words{"a", "! ", "\u180e"}));  // also inside a class
+  EXPECT_EQ(pieces(Splitter({R"(\\s+)"}), R"(a\ssb)"),
+            (Words{"a", R"(\ss)", "b"}));  // an escaped backslash, then s
   EXPECT_EQ(pieces(Splitter({"a$|^b"}), "aa\nba\nb"), (Words{"a", "a", "\n", "b", "a", "\n", "b"}));
 }
 
@@ -298,8 +325,9 @@ TEST_F(BpeFiles, NormalizedAddedTokensAreLookedForInWhatTheOthersLeave) {
   model.added = {{"ab", 300}, {"bc", 301}, {"c d", 302}};
   model.added_last = {"ab"};
   put("tokenizer.json", write_huggingface(model));
-  const auto tokenizer = load_tokenizer(folder / "tokenizer.json");  // the difference survives the file
-  EXPECT_EQ(tokenizer->encode("abc"), (Ids{64, 301}));               // not "ab", "c": "bc" goes first
+  const auto tokenizer =
+      load_tokenizer(folder / "tokenizer.json");        // the difference survives the file
+  EXPECT_EQ(tokenizer->encode("abc"), (Ids{64, 301}));  // not "ab", "c": "bc" goes first
   EXPECT_EQ(tokenizer->encode("xab"), (Ids{87, 300}));
   EXPECT_EQ(tokenizer->encode("abc dab"), (Ids{64, 301, 220, 67, 300}));
 }
@@ -313,10 +341,10 @@ TEST_F(BpeFiles, OfAMergeListedTwiceTheLastRankCounts) {
   EXPECT_EQ(words(*make_bpe(model), "abc"), (Words{"a", "bc"}));
 }
 
-// ---- damage ------------------------------------------------------------------------------------------------------
+// ---- damage -------------------------------------------------------------------------------------
 
-// Files cut at every byte, and with a bit turned over in every byte: an error that names the file, or a tokenizer that
-// still does its work.
+// Files cut at every byte, and with a bit turned over in every byte: an error that names the file,
+// or a tokenizer that still does its work.
 TEST_F(BpeFiles, TokenizerFilesCutOrDamagedAnywhereNeverCrash) {
   BpeModel model = model_of({});
   model.tokens.resize(1);
@@ -324,9 +352,10 @@ TEST_F(BpeFiles, TokenizerFilesCutOrDamagedAnywhereNeverCrash) {
   model.tokens.insert(model.tokens.end(), {"b", "ab", " "});
   model.merges = {{0, 1, 2, 0}};
   model.added = {{"<s>", 4}};
-  const std::map<std::string, std::string> files{{"hf.json", write_huggingface(model)},
-                                                 {"characters.json", character_tokenizer("abé ")->to_json()},
-                                                 {"r50k_base.tiktoken", "YQ== 0\nYg== 1\nYWI= 2\nIA== 3\n"}};
+  const std::map<std::string, std::string> files{
+      {"hf.json", write_huggingface(model)},
+      {"characters.json", character_tokenizer("abé ")->to_json()},
+      {"r50k_base.tiktoken", "YQ== 0\nYg== 1\nYWI= 2\nIA== 3\n"}};
   for (const auto& [name, whole] : files) {
     const auto use = [&](const std::string& content) {
       put(name, content);
@@ -339,7 +368,8 @@ TEST_F(BpeFiles, TokenizerFilesCutOrDamagedAnywhereNeverCrash) {
         } catch (const Error&) {  // a letter went missing
         }
       } catch (const Error& e) {
-        EXPECT_TRUE(std::string_view(e.what()).starts_with("tokenizer " + (folder / name).string())) << e.what();
+        EXPECT_TRUE(std::string_view(e.what()).starts_with("tokenizer " + (folder / name).string()))
+            << e.what();
         EXPECT_EQ(std::string_view(e.what()).find('\n'), std::string_view::npos) << e.what();
         return false;
       }
@@ -353,7 +383,8 @@ TEST_F(BpeFiles, TokenizerFilesCutOrDamagedAnywhereNeverCrash) {
       damaged[at] = static_cast<char>(damaged[at] ^ (1 << (at % 8)));
       use(damaged);
     }
-    // JSON that lacks anything but its last line break is refused; lines of a .tiktoken file may be fewer.
+    // JSON that lacks anything but its last line break is refused; lines of a .tiktoken file may be
+    // fewer.
     if (name.ends_with(".json")) {
       EXPECT_EQ(refused, whole.size() - 1) << name;
     }
@@ -361,8 +392,9 @@ TEST_F(BpeFiles, TokenizerFilesCutOrDamagedAnywhereNeverCrash) {
 }
 
 TEST_F(BpeFiles, DeepNestingIsRefusedAndNotFollowed) {
-  const std::string depth(200000, '['), nested = R"({"pre_tokenizer": {"type": "ByteLevel", "x": )" + depth +
-                                                 std::string(200000, ']') + R"(}, "model": {}})";
+  const std::string depth(200000, '['),
+      nested = R"({"pre_tokenizer": {"type": "ByteLevel", "x": )" + depth +
+               std::string(200000, ']') + R"(}, "model": {}})";
   put("deep.json", nested);
   EXPECT_ERROR(load_tokenizer(folder / "deep.json"), "deep.json: is nested more than 32 deep");
   put("deep.json", depth);

@@ -17,7 +17,8 @@ class Bpe : public TestFolder {};
 
 TEST_F(Bpe, Gpt2SplitCutsAsPublished) {
   const Splitter splitter({std::string(kGpt2Split)});
-  EXPECT_EQ(pieces(splitter, "Hello world, it's 2024!"), (Words{"Hello", " world", ",", " it", "'s", " 2024", "!"}));
+  EXPECT_EQ(pieces(splitter, "Hello world, it's 2024!"),
+            (Words{"Hello", " world", ",", " it", "'s", " 2024", "!"}));
   EXPECT_EQ(pieces(splitter, "a   b\n\n c"), (Words{"a", "  ", " b", "\n\n", " c"}));
   EXPECT_EQ(pieces(splitter, "naïve Ωmega٣x  "), (Words{"naïve", " Ωmega", "٣", "x", "  "}));
   EXPECT_EQ(pieces(splitter, ""), Words{});
@@ -26,16 +27,18 @@ TEST_F(Bpe, Gpt2SplitCutsAsPublished) {
 TEST_F(Bpe, SplitKeepsGapsAndBytesThatAreNoUtf8) {
   EXPECT_EQ(pieces(Splitter({"b+"}), "abbac"), (Words{"a", "bb", "ac"}));
   EXPECT_EQ(pieces(Splitter({"b*"}), "abb"), (Words{"a", "bb"}));  // empty matches cut nothing
-  EXPECT_EQ(pieces(Splitter({R"(\p{N})", std::string(kGpt2Split)}), "a12 b"), (Words{"a", "1", "2", " b"}));
+  EXPECT_EQ(pieces(Splitter({R"(\p{N})", std::string(kGpt2Split)}), "a12 b"),
+            (Words{"a", "1", "2", " b"}));
   const Splitter gpt2({std::string(kGpt2Split)});
   EXPECT_EQ(pieces(gpt2,
                    "ab\xff\xfe"
                    "cd"),
             (Words{"ab", "\xff\xfe", "cd"}));
-  EXPECT_EQ(pieces(gpt2, "\xc3"), (Words{"\xc3"}));                              // cut inside a character
+  EXPECT_EQ(pieces(gpt2, "\xc3"), (Words{"\xc3"}));  // cut inside a character
   EXPECT_EQ(pieces(gpt2, "x\xed\xa0\x80y"), (Words{"x", "\xed\xa0\x80", "y"}));  // a surrogate
   EXPECT_EQ(pieces(gpt2, "\xc0\xaf"), (Words{"\xc0\xaf"}));                      // overlong
-  EXPECT_ERROR(Splitter({"a("}), "\"a(\" does not compile: missing closing parenthesis at offset 2");
+  EXPECT_ERROR(Splitter({"a("}),
+               "\"a(\" does not compile: missing closing parenthesis at offset 2");
 }
 
 TEST_F(Bpe, ByteAlphabetIsThatOfGpt2) {
@@ -52,7 +55,8 @@ TEST_F(Bpe, ByteAlphabetIsThatOfGpt2) {
 
 TEST_F(Bpe, MergesTheLowestRankFirstAndOfEqualOnesTheLeftmost) {
   // Ranks: he, ll, llo, hello needs he + llo.
-  const auto tokenizer = make_bpe(model_of({{"h", "e"}, {"l", "l"}, {"ll", "o"}, {"he", "llo"}, {"a", "a"}}));
+  const auto tokenizer =
+      make_bpe(model_of({{"h", "e"}, {"l", "l"}, {"ll", "o"}, {"he", "llo"}, {"a", "a"}}));
   EXPECT_EQ(tokenizer->vocab_size(), 261);
   EXPECT_EQ(tokenizer->encode("hello"), (Ids{259}));
   EXPECT_EQ(words(*tokenizer, "hell helo"), (Words{"he", "ll", " ", "he", "l", "o"}));
@@ -69,22 +73,25 @@ TEST_F(Bpe, LongPiecesTakeNoQuadraticTime) {
 }
 
 TEST_F(Bpe, AnyBytesRoundTrip) {
-  const auto tokenizer = train_bpe("the cat and the hat and the rat \xff\xff\xfe \xff\xff\xfe", 264);
+  const auto tokenizer =
+      train_bpe("the cat and the hat and the rat \xff\xff\xfe \xff\xff\xfe", 264);
   std::string bytes;
-  for (uint64_t i = 0; i < 20000; ++i) bytes += static_cast<char>(random_below(RngKey(3, "bytes", ""), i, 256));
+  for (uint64_t i = 0; i < 20000; ++i)
+    bytes += static_cast<char>(random_below(RngKey(3, "bytes", ""), i, 256));
   EXPECT_EQ(tokenizer->decode(tokenizer->encode(bytes)), bytes);
   const std::string mixed = "the \xf0\x9f\x98\x80 naïve \xf0\x9f\x98 end\xff";
   EXPECT_EQ(tokenizer->decode(tokenizer->encode(mixed)), mixed);
 }
 
 TEST_F(Bpe, TrainingMergesByCountThenById) {
-  // Pieces: "low" 1, " low" 2, " lower" 1, " newest" 2. Counts: lo 4, ow 4; of the two, l < o, so "lo" first, then
-  // "low" 4.
+  // Pieces: "low" 1, " low" 2, " lower" 1, " newest" 2. Counts: lo 4, ow 4; of the two, l < o, so
+  // "lo" first, then "low" 4.
   const BpeModel model = train_bpe_model("low low low lower newest newest", 259);
   ASSERT_EQ(model.merges.size(), 3u);
   EXPECT_EQ(model.tokens[256], "lo");
   EXPECT_EQ(model.tokens[257], "low");
-  EXPECT_EQ(model.tokens[258], " low");  // 3 times; "we" (lower, newest, newest) too, but its ids are higher
+  EXPECT_EQ(model.tokens[258],
+            " low");  // 3 times; "we" (lower, newest, newest) too, but its ids are higher
   EXPECT_EQ(model.split, std::vector<std::string>{std::string(kGpt2Split)});
   EXPECT_EQ(words(*make_bpe(model), "lowest low"), (Words{"low", "e", "s", "t", " low"}));
 }
@@ -97,7 +104,8 @@ TEST_F(Bpe, TrainingCountsRunsOfOneByteAsItMerges) {
 
 TEST_F(Bpe, TrainingRefusesSizesItCannotReach) {
   EXPECT_ERROR(train_bpe("text", 255), "a vocabulary of 255");
-  EXPECT_ERROR(train_bpe("abab", 300), "after 257 tokens no pair of the text stands twice; ask for at most 257");
+  EXPECT_ERROR(train_bpe("abab", 300),
+               "after 257 tokens no pair of the text stands twice; ask for at most 257");
   EXPECT_ERROR(train_bpe("", 257), "ask for at most 256");
 }
 

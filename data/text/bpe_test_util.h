@@ -31,7 +31,8 @@ inline BpeModel model_of(const std::vector<std::pair<std::string, std::string>>&
   }
   for (const auto& [left, right] : merges) {
     const auto rank = static_cast<int32_t>(model.merges.size());
-    const auto [place, fresh] = ids.try_emplace(left + right, static_cast<int32_t>(model.tokens.size()));
+    const auto [place, fresh] =
+        ids.try_emplace(left + right, static_cast<int32_t>(model.tokens.size()));
     if (fresh) model.tokens.push_back(left + right);
     model.merges.push_back({ids.at(left), ids.at(right), place->second, rank});
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Learning byte pair merges. Words (the pieces of the pre-split) are counted once; then each step takes the pair with
-// the highest count from a heap, rewrites the words that hold it, and adjusts only the counts of their pairs. A heap
-// entry whose count has fallen since is put back with its present count when it comes up.
+// Learning byte pair merges. Words (the pieces of the pre-split) are counted once; then each step
+// takes the pair with the highest count from a heap, rewrites the words that hold it, and adjusts
+// only the counts of their pairs. A heap entry whose count has fallen since is put back with its
+// present count when it comes up.
 #include <algorithm>
 #include <array>
 #include <queue>
@@ -16,7 +17,8 @@ namespace {
 
 struct Pair {
   int32_t left, right;
-  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 takes the 0 that a <=> is compared with for a pointer
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 takes the 0 that a <=> is compared with
+  // for a pointer
   auto operator<=>(const Pair&) const = default;
 };
 struct HashPair {
@@ -36,7 +38,9 @@ struct Occurrences {
 struct Entry {
   int64_t count;
   Pair pair;
-  bool operator<(const Entry& other) const { return count != other.count ? count < other.count : pair > other.pair; }
+  bool operator<(const Entry& other) const {
+    return count != other.count ? count < other.count : pair > other.pair;
+  }
 };
 
 std::vector<Word> count_words(std::string_view text, const std::array<int32_t, 256>& byte_ids) {
@@ -81,7 +85,8 @@ class Trainer {
     for (const int32_t w : affected) {
       Word& word = words_[static_cast<size_t>(w)];
       std::vector<int32_t>& ids = word.ids;
-      for (size_t i = 0; i + 1 < ids.size(); ++i) pairs_.at({ids[i], ids[i + 1]}).count -= word.count;
+      for (size_t i = 0; i + 1 < ids.size(); ++i)
+        pairs_.at({ids[i], ids[i + 1]}).count -= word.count;
       size_t kept = 0;
       for (size_t i = 0; i < ids.size(); ++kept) {
         const bool here = i + 1 < ids.size() && ids[i] == pair.left && ids[i + 1] == pair.right;
@@ -100,7 +105,8 @@ class Trainer {
   }
 
  private:
-  // Counts the pairs of a word; those with id `fresh` (or all, for -1) also learn that the word holds them.
+  // Counts the pairs of a word; those with id `fresh` (or all, for -1) also learn that the word
+  // holds them.
   void add_pairs(int32_t w, int32_t fresh) {
     const Word& word = words_[static_cast<size_t>(w)];
     for (size_t i = 0; i + 1 < word.ids.size(); ++i) {
@@ -120,7 +126,8 @@ class Trainer {
 }  // namespace
 
 BpeModel train_bpe_model(std::string_view text, int64_t vocab_size) {
-  FOVEA_CHECK(vocab_size >= 256, "bpe: a vocabulary of ", vocab_size, "; the 256 bytes are always part of it");
+  FOVEA_CHECK(vocab_size >= 256, "bpe: a vocabulary of ", vocab_size,
+              "; the 256 bytes are always part of it");
   BpeModel model;
   std::array<int32_t, 256> byte_ids{};
   for (const unsigned char b : byte_order()) {
@@ -128,21 +135,25 @@ BpeModel train_bpe_model(std::string_view text, int64_t vocab_size) {
     model.tokens.emplace_back(1, static_cast<char>(b));
   }
   std::unordered_map<std::string, int32_t> ids;
-  for (size_t id = 0; id < model.tokens.size(); ++id) ids[model.tokens[id]] = static_cast<int32_t>(id);
+  for (size_t id = 0; id < model.tokens.size(); ++id)
+    ids[model.tokens[id]] = static_cast<int32_t>(id);
   std::unordered_set<Pair, HashPair> merged;
   Trainer trainer(count_words(text, byte_ids));
   while (static_cast<int64_t>(model.tokens.size()) < vocab_size) {
     const Pair* best = trainer.best();
-    FOVEA_CHECK(best != nullptr, "bpe: a vocabulary of ", vocab_size, ", but after ", model.tokens.size(),
-                " tokens no pair of the text stands twice; ask for at most ", model.tokens.size());
+    FOVEA_CHECK(best != nullptr, "bpe: a vocabulary of ", vocab_size, ", but after ",
+                model.tokens.size(), " tokens no pair of the text stands twice; ask for at most ",
+                model.tokens.size());
     const Pair pair = *best;
-    // Two ways to the same bytes ("ab" "c", "a" "bc") share the id; a pair whose left part was made anew keeps its
-    // merge.
-    std::string bytes = model.tokens[static_cast<size_t>(pair.left)] + model.tokens[static_cast<size_t>(pair.right)];
+    // Two ways to the same bytes ("ab" "c", "a" "bc") share the id; a pair whose left part was made
+    // anew keeps its merge.
+    std::string bytes = model.tokens[static_cast<size_t>(pair.left)] +
+                        model.tokens[static_cast<size_t>(pair.right)];
     const auto [place, fresh] = ids.try_emplace(bytes, static_cast<int32_t>(model.tokens.size()));
     if (fresh) model.tokens.push_back(std::move(bytes));
     if (merged.insert(pair).second) {
-      model.merges.push_back({pair.left, pair.right, place->second, static_cast<int32_t>(model.merges.size())});
+      model.merges.push_back(
+          {pair.left, pair.right, place->second, static_cast<int32_t>(model.merges.size())});
     }
     trainer.merge(pair, place->second);
   }

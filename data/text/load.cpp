@@ -15,7 +15,8 @@ std::filesystem::path merges_beside(const std::filesystem::path& encoder) {
     if (std::filesystem::exists(merges)) return merges;
   }
   throw Error(concat("tokenizer ", encoder.string(),
-                     ": neither one of our kinds nor a tokenizer.json, and as a GPT-2 vocabulary it needs vocab.bpe or "
+                     ": neither one of our kinds nor a tokenizer.json, and as a GPT-2 vocabulary "
+                     "it needs vocab.bpe or "
                      "merges.txt beside it"));
 }
 
@@ -28,12 +29,14 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path) {
     if (path.extension() == ".tiktoken") return make_bpe(read_tiktoken(text, path));
     const nlohmann::json json = parse_json(text);
     FOVEA_CHECK(json.is_object(), "is no JSON object");
-    if (json.contains("model") && json["model"].is_object()) return make_bpe(read_huggingface(text, path.string()));
+    if (json.contains("model") && json["model"].is_object())
+      return make_bpe(read_huggingface(text, path.string()));
     if (!json.contains("kind") || !json["kind"].is_string())
       return make_bpe(read_gpt2(text, read_file(merges_beside(path)), path.string()));
     const std::string kind = json["kind"].get<std::string>();
     if (kind == "bytes") return byte_tokenizer();
-    if (kind == "characters") return character_tokenizer(json.at("characters").get<std::vector<std::string>>());
+    if (kind == "characters")
+      return character_tokenizer(json.at("characters").get<std::vector<std::string>>());
     throw Error(concat("kind \"", kind, "\"; expected bytes or characters"));
   } catch (const nlohmann::json::exception& e) {
     throw Error(where + e.what());

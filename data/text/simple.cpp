@@ -33,14 +33,18 @@ class ByteTokenizer final : public Tokenizer {
 
 class CharacterTokenizer final : public Tokenizer {
  public:
-  explicit CharacterTokenizer(std::vector<std::string> characters) : characters_(std::move(characters)) {
+  explicit CharacterTokenizer(std::vector<std::string> characters)
+      : characters_(std::move(characters)) {
     for (size_t i = 0; i < characters_.size(); ++i) {
       const std::string& c = characters_[i];
-      FOVEA_CHECK(!c.empty() && strict_utf8_length(c, 0) == c.size(), "tokenizer: entry ", i, " of the characters is \"", c, "\"; expected one character");
+      FOVEA_CHECK(!c.empty() && strict_utf8_length(c, 0) == c.size(), "tokenizer: entry ", i,
+                  " of the characters is \"", c, "\"; expected one character");
       ids_[c] = static_cast<int64_t>(i);
     }
-    FOVEA_CHECK(!characters_.empty(), "tokenizer: a vocabulary of no characters; is the text empty?");
-    FOVEA_CHECK(ids_.size() == characters_.size(), "tokenizer: a character stands twice in the vocabulary");
+    FOVEA_CHECK(!characters_.empty(),
+                "tokenizer: a vocabulary of no characters; is the text empty?");
+    FOVEA_CHECK(ids_.size() == characters_.size(),
+                "tokenizer: a character stands twice in the vocabulary");
   }
   int64_t vocab_size() const override { return static_cast<int64_t>(characters_.size()); }
   std::vector<int64_t> encode(std::string_view text) const override {
@@ -48,8 +52,9 @@ class CharacterTokenizer final : public Tokenizer {
     for (size_t at = 0; at < text.size();) {
       const size_t length = utf8_length(text, at);
       const auto found = ids_.find(text.substr(at, length));
-      FOVEA_CHECK(found != ids_.end(), "tokenizer: character \"", text.substr(at, length), "\" at byte ", at, " is not among the ",
-                  characters_.size(), " of the vocabulary");
+      FOVEA_CHECK(found != ids_.end(), "tokenizer: character \"", text.substr(at, length),
+                  "\" at byte ", at, " is not among the ", characters_.size(),
+                  " of the vocabulary");
       ids.push_back(found->second);
       at += length;
     }
@@ -58,7 +63,8 @@ class CharacterTokenizer final : public Tokenizer {
   std::string decode(std::span<const int64_t> ids) const override {
     std::string text;
     for (const int64_t id : ids) {
-      FOVEA_CHECK(id >= 0 && id < vocab_size(), "tokenizer: id ", id, " of a vocabulary of ", vocab_size());
+      FOVEA_CHECK(id >= 0 && id < vocab_size(), "tokenizer: id ", id, " of a vocabulary of ",
+                  vocab_size());
       text += characters_[static_cast<size_t>(id)];
     }
     return text;

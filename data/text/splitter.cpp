@@ -16,7 +16,8 @@ std::string message_of(int code) {
   return reinterpret_cast<const char*>(text);
 }
 
-// PCRE2's \s holds U+180E, which Unicode's White_Space and so the engines that tokenizers are made with do not.
+// PCRE2's \s holds U+180E, which Unicode's White_Space and so the engines that tokenizers are made
+// with do not.
 std::string with_unicode_space(const std::string& pattern) {
   std::string out;
   for (size_t i = 0; i < pattern.size(); ++i) {
@@ -42,13 +43,15 @@ struct Splitter::Compiled {
   explicit Compiled(const std::string& pattern) {
     int error = 0;
     PCRE2_SIZE offset = 0;
-    // Lines end at ^ and $ as they do for Oniguruma, which runs the patterns of tokenizer.json files.
+    // Lines end at ^ and $ as they do for Oniguruma, which runs the patterns of tokenizer.json
+    // files.
     const std::string known = with_unicode_space(pattern);
     code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(known.data()), known.size(),
                          PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, nullptr);
-    FOVEA_CHECK(code != nullptr, "tokenizer: the split pattern \"", pattern, "\" does not compile: ", message_of(error),
-                " at offset ", offset);
-    // Without machine code (a platform PCRE2 has no JIT for) the same matches come from its interpreter.
+    FOVEA_CHECK(code != nullptr, "tokenizer: the split pattern \"", pattern,
+                "\" does not compile: ", message_of(error), " at offset ", offset);
+    // Without machine code (a platform PCRE2 has no JIT for) the same matches come from its
+    // interpreter.
     pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
   }
   ~Compiled() { pcre2_code_free(code); }
@@ -59,7 +62,8 @@ struct Splitter::Compiled {
 };
 
 Splitter::Splitter(std::vector<std::string> patterns) : patterns_(std::move(patterns)) {
-  for (const std::string& pattern : patterns_) compiled_.push_back(std::make_unique<Compiled>(pattern));
+  for (const std::string& pattern : patterns_)
+    compiled_.push_back(std::make_unique<Compiled>(pattern));
 }
 Splitter::~Splitter() = default;
 Splitter::Splitter(Splitter&&) noexcept = default;
@@ -68,14 +72,15 @@ void Splitter::split_valid(std::string_view text, size_t pattern,
                            const std::function<void(std::string_view)>& piece) const {
   if (pattern == compiled_.size()) return piece(text);
   const pcre2_code* code = compiled_[pattern]->code;
-  const std::unique_ptr<pcre2_match_data, FreeMatch> match(pcre2_match_data_create_from_pattern(code, nullptr));
+  const std::unique_ptr<pcre2_match_data, FreeMatch> match(
+      pcre2_match_data_create_from_pattern(code, nullptr));
   size_t done = 0;  // text before it has gone to `piece`
   for (size_t at = 0; at < text.size();) {
-    const int found = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at, PCRE2_NO_UTF_CHECK,
-                                  match.get(), nullptr);
+    const int found = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
+                                  PCRE2_NO_UTF_CHECK, match.get(), nullptr);
     if (found == PCRE2_ERROR_NOMATCH) break;
-    FOVEA_CHECK(found > 0, "tokenizer: the split pattern \"", patterns_[pattern], "\" failed at byte ", at, ": ",
-                message_of(found));
+    FOVEA_CHECK(found > 0, "tokenizer: the split pattern \"", patterns_[pattern],
+                "\" failed at byte ", at, ": ", message_of(found));
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match.get());
     const size_t begin = range[0], end = range[1];
     if (begin >= end) {  // an empty match cuts nothing
@@ -90,10 +95,12 @@ void Splitter::split_valid(std::string_view text, size_t pattern,
   if (done < text.size()) split_valid(text.substr(done), pattern + 1, piece);
 }
 
-void Splitter::split(std::string_view text, const std::function<void(std::string_view)>& piece) const {
+void Splitter::split(std::string_view text,
+                     const std::function<void(std::string_view)>& piece) const {
   for (size_t begin = 0; begin < text.size();) {
     size_t end = begin;
-    for (size_t length; end < text.size() && (length = strict_utf8_length(text, end)) > 0;) end += length;
+    for (size_t length; end < text.size() && (length = strict_utf8_length(text, end)) > 0;)
+      end += length;
     if (end > begin) split_valid(text.substr(begin, end - begin), 0, piece);
     begin = end;
     while (end < text.size() && strict_utf8_length(text, end) == 0) ++end;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Token files: a folder with train.bin and val.bin (and tokenizer.json when the ids are text). Three layouts are told
-// apart by their first bytes: raw uint16 (nanoGPT); 256 int32 of header, then uint16 (llm.c, magic 20240520) or uint32
-// (magic 20240801). Files are mapped, not read.
+// Token files: a folder with train.bin and val.bin (and tokenizer.json when the ids are text).
+// Three layouts are told apart by their first bytes: raw uint16 (nanoGPT); 256 int32 of header,
+// then uint16 (llm.c, magic 20240520) or uint32 (magic 20240801). Files are mapped, not read.
 
 #include <optional>
 
@@ -25,7 +25,8 @@ class TokenFile {
   explicit TokenFile(const std::filesystem::path& path);
   int64_t size() const { return count_; }
   int64_t operator[](int64_t i) const {
-    return width_ == 2 ? reinterpret_cast<const uint16_t*>(ids_)[i] : reinterpret_cast<const uint32_t*>(ids_)[i];
+    return width_ == 2 ? reinterpret_cast<const uint16_t*>(ids_)[i]
+                       : reinterpret_cast<const uint32_t*>(ids_)[i];
   }
   // The largest id; reads the whole file.
   int64_t largest() const;
@@ -43,8 +44,8 @@ class TokenFile {
 // Writes raw uint16 ids, or, when one does not fit, uint32 ids after a header (magic 20240801).
 void write_token_file(const std::filesystem::path& path, std::span<const int64_t> ids);
 
-// A sample is `context` consecutive tokens and, as targets, the ones after each. An epoch tiles the file from an offset
-// that changes with the epoch; the val split starts at 0.
+// A sample is `context` consecutive tokens and, as targets, the ones after each. An epoch tiles the
+// file from an offset that changes with the epoch; the val split starts at 0.
 std::unique_ptr<Source> make_tokens(const TokensOptions& options, Split split);
 
 }  // namespace fovea::data

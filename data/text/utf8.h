@@ -9,8 +9,8 @@
 
 namespace fovea::data {
 
-// Bytes of the character that starts at text[at], to the letter of RFC 3629 (no overlong forms, no surrogates, nothing
-// above U+10FFFF); 0 for bytes that are no UTF-8.
+// Bytes of the character that starts at text[at], to the letter of RFC 3629 (no overlong forms, no
+// surrogates, nothing above U+10FFFF); 0 for bytes that are no UTF-8.
 inline size_t strict_utf8_length(std::string_view text, size_t at) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char first = byte(at);
@@ -35,7 +35,8 @@ inline size_t strict_utf8_length(std::string_view text, size_t at) {
 // The same; throws naming the offset of bytes that are no UTF-8.
 inline size_t utf8_length(std::string_view text, size_t at) {
   const size_t length = strict_utf8_length(text, at);
-  FOVEA_CHECK(length > 0, "text: byte ", at, " (value ", static_cast<int>(static_cast<unsigned char>(text[at])),
+  FOVEA_CHECK(length > 0, "text: byte ", at, " (value ",
+              static_cast<int>(static_cast<unsigned char>(text[at])),
               ") is not UTF-8; prepare it with --tokenizer bytes");
   return length;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The program as its user runs it: train, stop, damage, resume, evaluate, sample. Every run is a few steps of a tiny model.
+// The program as its user runs it: train, stop, damage, resume, evaluate, sample. Every run is a
+// few steps of a tiny model.
 #include "tests/end_to_end/program.h"
 
 namespace fovea::train {
@@ -11,7 +12,9 @@ TEST_F(EndToEnd, ResumingGivesTheBitsOfARunThatNeverStopped) {
   const fs::path run_folder = runs().at(0);
   const auto expected = losses(run_folder);
   ASSERT_EQ(expected.size(), 24u);
-  for (const char* file : {"config.toml", "report.html", "curves.svg", "curves.png", "curves.csv", "sample.txt"}) EXPECT_TRUE(fs::exists(run_folder / file)) << file;
+  for (const char* file :
+       {"config.toml", "report.html", "curves.svg", "curves.png", "curves.csv", "sample.txt"})
+    EXPECT_TRUE(fs::exists(run_folder / file)) << file;
 
   // Back to steps 5, 10 (in the middle of epochs) and 15, on another number of threads.
   for (const std::string from : {"05", "10", "15"}) {
@@ -42,7 +45,8 @@ TEST_F(EndToEnd, AKilledRunGoesOnFromItsLastGoodCheckpoint) {
   fs::remove_all(folder / "runs");
 
   const pid_t child = start({"train", (folder / "tiny.toml").string(), "--train.steps=24"});
-  for (int i = 0; i < 3000 && (runs().empty() || !fs::exists(checkpoint(runs().at(0), "05"))); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  for (int i = 0; i < 3000 && (runs().empty() || !fs::exists(checkpoint(runs().at(0), "05"))); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
   kill(child, SIGKILL);
   EXPECT_EQ(finish(child).status, 128 + SIGKILL);
   const fs::path killed = runs().at(0);
@@ -61,8 +65,11 @@ TEST_F(EndToEnd, AKilledRunGoesOnFromItsLastGoodCheckpoint) {
 }
 
 TEST_F(EndToEnd, ASignalSavesAndEnds) {
-  const pid_t child = start({"train", (folder / "tiny.toml").string(), "--train.steps=100000", "--train.save_every=0"});
-  for (int i = 0; i < 3000 && (runs().empty() || !fs::exists(runs().at(0) / "metrics.jsonl") || read_file(runs().at(0) / "metrics.jsonl").size() < 2000); ++i) {
+  const pid_t child = start(
+      {"train", (folder / "tiny.toml").string(), "--train.steps=100000", "--train.save_every=0"});
+  for (int i = 0; i < 3000 && (runs().empty() || !fs::exists(runs().at(0) / "metrics.jsonl") ||
+                               read_file(runs().at(0) / "metrics.jsonl").size() < 2000);
+       ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
   kill(child, SIGTERM);
@@ -70,7 +77,8 @@ TEST_F(EndToEnd, ASignalSavesAndEnds) {
   EXPECT_EQ(stopped.status, 128 + SIGTERM) << stopped.error;
   EXPECT_LINE(stopped.out, "go on with: fovea resume");
   int saved = 0;
-  for (const auto& entry : fs::directory_iterator(runs().at(0) / "checkpoints")) saved += entry.path().filename().string().starts_with("step_") ? 1 : 0;
+  for (const auto& entry : fs::directory_iterator(runs().at(0) / "checkpoints"))
+    saved += entry.path().filename().string().starts_with("step_") ? 1 : 0;
   EXPECT_EQ(saved, 1);
 }
 
@@ -88,7 +96,8 @@ TEST_F(EndToEnd, AFullDiskLeavesThePreviousCheckpoint) {
   EXPECT_LINE(full.error, "File too large");
   EXPECT_EQ(std::count(full.error.begin(), full.error.end(), '\n'), 1) << full.error;
   EXPECT_EQ(read_file(checkpoint(small, "05")), before);
-  for (const auto& entry : fs::directory_iterator(small / "checkpoints")) EXPECT_EQ(entry.path().string().find(".writing."), std::string::npos);
+  for (const auto& entry : fs::directory_iterator(small / "checkpoints"))
+    EXPECT_EQ(entry.path().string().find(".writing."), std::string::npos);
   EXPECT_EQ(run({"resume", small.string()}).status, 0);
 }
 
@@ -132,35 +141,42 @@ TEST_F(EndToEnd, EvaluationAndSamplesRepeat) {
   const Result last = run({"eval", folder_name, "--checkpoint", "last"});
   const std::string line = trained.out.substr(trained.out.rfind("held-out loss"));
   EXPECT_LINE(last.out, line.substr(0, line.find(" nats")));
-  const std::vector<std::string> ask{"sample", folder_name, "--prompt", "The ", "--tokens", "50", "--top-k", "5", "--top-p", "0.9", "--temperature", "0.7"};
+  const std::vector<std::string> ask{"sample",   folder_name, "--prompt",      "The ",
+                                     "--tokens", "50",        "--top-k",       "5",
+                                     "--top-p",  "0.9",       "--temperature", "0.7"};
   const Result a = run(ask), b = run(ask);
   EXPECT_EQ(a.status, 0) << a.error;
   EXPECT_EQ(a.out, b.out);
   EXPECT_EQ(a.out.substr(0, 4), "The ");
   EXPECT_GE(a.out.size(), 54u);
   EXPECT_LINE(run({"sample", folder_name, "--prompt", "\xc3\xa9"}).error, "is not among the");
-  EXPECT_LINE(run({"sample", folder_name, "--temperature", "-1"}).error, "--temperature: expected a number from 0");
-  EXPECT_EQ(run({"report", folder_name, folder_name, "--out", (folder / "both.html").string()}).status, 0);
+  EXPECT_LINE(run({"sample", folder_name, "--temperature", "-1"}).error,
+              "--temperature: expected a number from 0");
+  EXPECT_EQ(
+      run({"report", folder_name, folder_name, "--out", (folder / "both.html").string()}).status,
+      0);
   EXPECT_LINE(read_file(folder / "both.html"), "2 runs");
 }
 
 TEST_F(EndToEnd, WrongConfigsEndWithTwoAndCreateNothing) {
-  for (const auto& [flag, part] : std::vector<std::pair<std::string, std::string>>{{"--train.stepz=3", "did you mean train.steps"},
-                                                                                  {"--model.attention.kind=sofmax", "softmax_attention"},
-                                                                                  {"--train.batch=0", "from 1 to"},
-                                                                                  {"--train.ema=2", "train.ema"},
-                                                                                  {"--optimizer.lr=fast", "optimizer.lr"}}) {
+  for (const auto& [flag, part] : std::vector<std::pair<std::string, std::string>>{
+           {"--train.stepz=3", "did you mean train.steps"},
+           {"--model.attention.kind=sofmax", "softmax_attention"},
+           {"--train.batch=0", "from 1 to"},
+           {"--train.ema=2", "train.ema"},
+           {"--optimizer.lr=fast", "optimizer.lr"}}) {
     const Result r = train({flag});
     EXPECT_EQ(r.status, 2) << flag;
     EXPECT_LINE(r.error, part);
     EXPECT_EQ(std::count(r.error.begin(), r.error.end(), '\n'), 1) << r.error;
   }
-  for (const auto& [flag, part] : std::vector<std::pair<std::string, std::string>>{{"--model.attention.heads=3", "3 heads do not divide 16 channels"},
-                                                                                  {"--model.context=16", "shorter than the data's sequences of 32"},
-                                                                                  {"--data.path=/nowhere", "/nowhere"},
-                                                                                  {"--train.micro_batch=7", "7 does not divide batch 24"},
-                                                                                  {"--model.kind=vit", "learns from images"},
-                                                                                  {"--data.vocab_size=3", "outside the vocabulary of 3"}}) {
+  for (const auto& [flag, part] : std::vector<std::pair<std::string, std::string>>{
+           {"--model.attention.heads=3", "3 heads do not divide 16 channels"},
+           {"--model.context=16", "shorter than the data's sequences of 32"},
+           {"--data.path=/nowhere", "/nowhere"},
+           {"--train.micro_batch=7", "7 does not divide batch 24"},
+           {"--model.kind=vit", "learns from images"},
+           {"--data.vocab_size=3", "outside the vocabulary of 3"}}) {
     const Result r = train({flag});
     EXPECT_NE(r.status, 0) << flag;
     EXPECT_LINE(r.error, part);
@@ -174,13 +190,15 @@ TEST_F(EndToEnd, WrongConfigsEndWithTwoAndCreateNothing) {
 }
 
 TEST_F(EndToEnd, ANonFiniteLossStopsTheRunAndNamesATensor) {
-  const Result r = train({"--optimizer.lr=1e30", "--optimizer.kind=sgd", "--train.clip=0", "--optimizer.weight_decay=0"});
+  const Result r = train({"--optimizer.lr=1e30", "--optimizer.kind=sgd", "--train.clip=0",
+                          "--optimizer.weight_decay=0"});
   EXPECT_EQ(r.status, 1);
   EXPECT_LINE(r.error, "first bad tensor: ");
 }
 
 TEST_F(EndToEnd, AVitTrainsOnImagesAndRefusesPatchesThatDoNotFit) {
-  const auto idx = [](const std::vector<unsigned>& sizes, const std::function<char(size_t)>& value) {
+  const auto idx = [](const std::vector<unsigned>& sizes,
+                      const std::function<char(size_t)>& value) {
     std::string out{'\0', '\0', '\x08', static_cast<char>(sizes.size())};
     size_t count = 1;
     for (const unsigned size : sizes) {
@@ -191,11 +209,18 @@ TEST_F(EndToEnd, AVitTrainsOnImagesAndRefusesPatchesThatDoNotFit) {
     return out;
   };
   for (const std::string split : {"train", "t10k"}) {  // the class is the bright half
-    replace_file(folder / (split + "-images-idx3-ubyte"), idx({64, 8, 8}, [](size_t i) { return static_cast<char>((i / 32 % 2) == (i / 64 % 2) ? 200 : 10); }));
-    replace_file(folder / (split + "-labels-idx1-ubyte"), idx({64}, [](size_t i) { return static_cast<char>(i % 2); }));
+    replace_file(folder / (split + "-images-idx3-ubyte"), idx({64, 8, 8}, [](size_t i) {
+                   return static_cast<char>((i / 32 % 2) == (i / 64 % 2) ? 200 : 10);
+                 }));
+    replace_file(folder / (split + "-labels-idx1-ubyte"),
+                 idx({64}, [](size_t i) { return static_cast<char>(i % 2); }));
   }
-  replace_file(folder / "vit.toml", "[data]\nkind = \"idx\"\npath = \"" + folder.string() + "\"\n[model]\nkind = \"vit\"\nlayers = 1\ndim = 16\npatch = 4\n[model.attention]\nheads = 2\n"
-               "[train]\nsteps = 40\nbatch = 16\nprecision = \"bf16\"\nruns = \"" + (folder / "runs").string() + "\"\n");
+  replace_file(folder / "vit.toml",
+               "[data]\nkind = \"idx\"\npath = \"" + folder.string() +
+                   "\"\n[model]\nkind = \"vit\"\nlayers = 1\ndim = 16\npatch = "
+                   "4\n[model.attention]\nheads = 2\n"
+                   "[train]\nsteps = 40\nbatch = 16\nprecision = \"bf16\"\nruns = \"" +
+                   (folder / "runs").string() + "\"\n");
   const Result r = run({"train", (folder / "vit.toml").string()});
   EXPECT_EQ(r.status, 0) << r.error;
   EXPECT_LINE(r.out, "accuracy 100 %");

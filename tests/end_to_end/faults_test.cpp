@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hostile use of the program: whatever is asked, one line says what is wrong, the exit code is not zero, and what was
-// on the disk is still there.
+// Hostile use of the program: whatever is asked, one line says what is wrong, the exit code is not
+// zero, and what was on the disk is still there.
 #include "core/io/hdf5.h"
 #include "data/source.h"
 #include "tests/end_to_end/program.h"
@@ -17,7 +17,8 @@ class Faults : public EndToEnd {
     std::map<std::string, std::string> all;
     for (const auto& entry : fs::recursive_directory_iterator(folder)) {
       const std::string name = fs::relative(entry.path(), folder).string();
-      if (name != "out" && name != "error") all[name] = entry.is_regular_file() ? read_file(entry.path()) : "folder";
+      if (name != "out" && name != "error")
+        all[name] = entry.is_regular_file() ? read_file(entry.path()) : "folder";
     }
     return all;
   }
@@ -38,18 +39,22 @@ class Faults : public EndToEnd {
 };
 
 TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
-  const std::string toml = at("tiny.toml"), text = at("text.txt"), golden = "tests/golden/softmax_attention__full.h5";
+  const std::string toml = at("tiny.toml"), text = at("text.txt"),
+                    golden = "tests/golden/softmax_attention__full.h5";
   for (const auto& [arguments, part] : std::vector<std::pair<Words, std::string>>{
            {{}, "A subcommand is required"},
            {{""}, "unknown verb \"\""},
            {{"trian"},
-            "unknown verb \"trian\"; expected one of train resume eval sample report data op bench doctor; did you "
+            "unknown verb \"trian\"; expected one of train resume eval sample report data op bench "
+            "doctor; did you "
             "mean train?"},
            {{"data", "prepar", text},
             "unknown verb \"data prepar\"; expected one of prepare inspect; did you mean prepare?"},
-           {{"op", "chek"}, "unknown verb \"op chek\"; expected one of list check run; did you mean check?"},
+           {{"op", "chek"},
+            "unknown verb \"op chek\"; expected one of list check run; did you mean check?"},
            {{"bench", "gem"},
-            "unknown verb \"bench gem\"; expected one of gemm memory attention step; did you mean gemm?"},
+            "unknown verb \"bench gem\"; expected one of gemm memory attention step; did you mean "
+            "gemm?"},
            {{"train"}, "CONFIG is required; see fovea train --help"},
            {{"train", ""}, "the name of the file is empty"},
            {{"train", at("none.toml")}, "none.toml: cannot be read: No such file"},
@@ -62,25 +67,33 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
            {{"train", toml, "--train.steps=99999999999999999999"}, "expected an integer"},
            {{"train", toml, "--train.batch=9223372036854775807"},
             "train.batch: expected from 1 to 16777216, found 9223372036854775807"},
-           {{"train", toml, "--model.layers=-1"}, "model.layers: expected from 1 to 4096, found -1"},
-           {{"train", toml, "--optimizer.lr=inf"}, "optimizer.lr: expected a finite number, found inf"},
+           {{"train", toml, "--model.layers=-1"},
+            "model.layers: expected from 1 to 4096, found -1"},
+           {{"train", toml, "--optimizer.lr=inf"},
+            "optimizer.lr: expected a finite number, found inf"},
            {{"train", toml, "--optimizer.lr=nan"}, "optimizer.lr: expected above 0, found nan"},
-           {{"train", toml, "--train.device=tpu"}, "train.device: expected one of cpu, found \"tpu\""},
+           {{"train", toml, "--train.device=tpu"},
+            "train.device: expected one of cpu, found \"tpu\""},
            {{"train", toml, "--name=../up"}, "name: expected the name of a folder"},
            {{"resume"}, "RUN is required"},
            {{"resume", at("data"), "again"}, "not expected: again"},
            {{"eval", at("data"), "--samples", "-5"},
             "--samples: expected an integer from 0 to 9223372036854775807, found \"-5\""},
            {{"sample", at("data"), "--tokens", "0"}, "--tokens: expected an integer from 1"},
-           {{"sample", at("data"), "--temperature", "nan"}, "--temperature: expected a number from 0"},
+           {{"sample", at("data"), "--temperature", "nan"},
+            "--temperature: expected a number from 0"},
            {{"sample", at("data"), "--top-p", "0"}, "--top-p: expected a number"},
            {{"sample", at("data"), "--seed", "-1"}, "--seed: expected an integer from 0"},
            {{"data", "prepare"}, "SOURCE is required"},
-           {{"data", "prepare", text, "--val-fraction", "nan"}, "--val-fraction: expected a number"},
-           {{"data", "prepare", text, "--vocab-size", "12"}, "--vocab-size: expected an integer from 256"},
-           {{"data", "prepare", text, "--vocab-size", "300"}, "--vocab-size is for --tokenizer bpe"},
+           {{"data", "prepare", text, "--val-fraction", "nan"},
+            "--val-fraction: expected a number"},
+           {{"data", "prepare", text, "--vocab-size", "12"},
+            "--vocab-size: expected an integer from 256"},
+           {{"data", "prepare", text, "--vocab-size", "300"},
+            "--vocab-size is for --tokenizer bpe"},
            {{"data", "prepare", "fashion-mnist", "--tokenizer", "bpe"}, "--tokenizer is for text"},
-           {{"data", "inspect", at("data"), "--data.contxt=3"}, "unknown key data.contxt; did you mean data.context?"},
+           {{"data", "inspect", at("data"), "--data.contxt=3"},
+            "unknown key data.contxt; did you mean data.context?"},
            {{"op", "check", golden, "--dtype", "f16"}, "--dtype: f16 not in {f64,f32,bf16}"},
            {{"op", "run", golden}, "--out is required"},
            {{"bench", "step", "--heads", "0"}, "--heads: expected an integer from 1"},
@@ -95,8 +108,10 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
            {{"data", "prepare", at("data")}, "data: is not a regular file"},
            {{"data", "prepare", text, "--tokenizer", "wordz", "--out", at("new")},
             "\"wordz\"; expected bytes, characters, bpe, or a tokenizer file"},
-           {{"data", "prepare", text, "--tokenizer", text, "--out", at("new")}, "text.txt: is no JSON"},
-           {{"data", "prepare", text, "--tokenizer", "bpe", "--vocab-size", "100000", "--out", at("new")},
+           {{"data", "prepare", text, "--tokenizer", text, "--out", at("new")},
+            "text.txt: is no JSON"},
+           {{"data", "prepare", text, "--tokenizer", "bpe", "--vocab-size", "100000", "--out",
+             at("new")},
             "no pair of the text stands twice; ask for at most"},
            {{"data", "prepare", text, "--out", text}, "cannot make the folder"},
            {{"data", "inspect", at("none")}, "none: no such folder or file"},
@@ -116,7 +131,8 @@ TEST_F(Faults, WrongConfigFilesAreNamedByLine) {
   const std::string good = config();
   const auto expect = [&](const std::string& text, int line, const std::string& part) {
     replace_file(folder / "bad.toml", text);
-    expect_refused({"train", at("bad.toml")}, 2, "config " + at("bad.toml") + ':' + std::to_string(line) + part);
+    expect_refused({"train", at("bad.toml")}, 2,
+                   "config " + at("bad.toml") + ':' + std::to_string(line) + part);
   };
   const auto with = [&](const std::string& old, const std::string& fresh) {
     std::string text = good;
@@ -125,15 +141,19 @@ TEST_F(Faults, WrongConfigFilesAreNamedByLine) {
     text.replace(begin, old.size(), fresh);
     return text;
   };
-  expect(with("batch = 24", "bacth = 24"), 19, ": unknown key train.bacth; did you mean train.batch?");
+  expect(with("batch = 24", "bacth = 24"), 19,
+         ": unknown key train.bacth; did you mean train.batch?");
   expect(with("[schedule]", "[shedule]"), 15, ": unknown section shedule; did you mean schedule?");
-  expect(with("heads = 2", "heads = \"two\""), 13, ": model.attention.heads: expected an integer, found \"two\"");
-  expect(with("heads = 2", "heads = 0"), 13, ": model.attention.heads: expected at least 1, found 0");
+  expect(with("heads = 2", "heads = \"two\""), 13,
+         ": model.attention.heads: expected an integer, found \"two\"");
+  expect(with("heads = 2", "heads = 0"), 13,
+         ": model.attention.heads: expected at least 1, found 0");
   expect(with("kind = \"gpt\"", "kind = \"gtp\""), 7,
          ": model.kind: expected one of gpt vit, found \"gtp\"; did you mean gpt?");
   expect(with("kind = \"tokens\"", "kind = 3"), 3, ": data.kind: expected text in quotes, found 3");
   expect(with("ema = 0.9", "ema = 1.0"), 21, ": train.ema: expected from 0 to below 1, found 1");
-  expect(with("dropout = 0.1", "dropout = nan"), 11, ": model.dropout: expected from 0 to 1, found nan");
+  expect(with("dropout = 0.1", "dropout = nan"), 11,
+         ": model.dropout: expected from 0 to 1, found nan");
   expect(with("[train]", "[[train]]"), 17, ": train is a section, found a list");
   expect(with("layers = 2", "layers = 2\nlayers = 3"), 9, ":");
   expect(good + "x = \n", 29, ":");
@@ -147,21 +167,34 @@ TEST_F(Faults, HelpNamesEverythingAVerbCanDo) {
     EXPECT_EQ(r.status, 0);
     for (const std::string& part : parts) EXPECT_LINE(r.out, part);
   };
-  expect({}, {"train", "resume", "eval", "sample", "report", "data", "op", "bench", "doctor", "--version"});
-  Words keys{"--name",          "--model.kind",   "--model.patch",      "--model.attention.kind", "--optimizer.lr",
-             "--schedule.kind", "--train.steps",  "--train.runs",       "--data.augment.mixup",   "--data.pairs",
-             "--data.group",    "--data.needles", "--data.val_fraction"};
+  expect({}, {"train", "resume", "eval", "sample", "report", "data", "op", "bench", "doctor",
+              "--version"});
+  Words keys{"--name",
+             "--model.kind",
+             "--model.patch",
+             "--model.attention.kind",
+             "--optimizer.lr",
+             "--schedule.kind",
+             "--train.steps",
+             "--train.runs",
+             "--data.augment.mixup",
+             "--data.pairs",
+             "--data.group",
+             "--data.needles",
+             "--data.val_fraction"};
   for (const std::string& kind : data::data_choice().kinds())
     keys.push_back(kind == "tokens" ? "--data.context" : "--data.kind=" + kind);
   expect({"train"}, keys);
   expect({"resume"}, {"RUN"});
   expect({"eval"}, {"RUN", "--checkpoint", "best, last, or a file", "--samples"});
-  expect({"sample"}, {"RUN", "--prompt", "--tokens", "--temperature", "--top-k", "--top-p", "--seed", "--checkpoint"});
+  expect({"sample"}, {"RUN", "--prompt", "--tokens", "--temperature", "--top-k", "--top-p",
+                      "--seed", "--checkpoint"});
   expect({"report"}, {"RUN", "--out"});
   expect({"data"}, {"prepare", "inspect"});
-  expect({"data", "prepare"}, {"kjv", "fashion-mnist", "text file", "--out", "--tokenizer", "bytes", "characters",
-                               "bpe", "tokenizer.json", "encoder.json", "vocab.bpe", "merges.txt", ".tiktoken",
-                               "r50k_base", "o200k_base", "--vocab-size", "--val-fraction"});
+  expect({"data", "prepare"},
+         {"kjv", "fashion-mnist", "text file", "--out", "--tokenizer", "bytes", "characters", "bpe",
+          "tokenizer.json", "encoder.json", "vocab.bpe", "merges.txt", ".tiktoken", "r50k_base",
+          "o200k_base", "--vocab-size", "--val-fraction"});
   expect({"data", "inspect"}, {"folder", ".h5", ".toml", "IDX", "CIFAR", "--data.kind=idx"});
   expect({"op"}, {"list", "check", "run"});
   expect({"op", "list"}, {"--json"});
@@ -169,8 +202,8 @@ TEST_F(Faults, HelpNamesEverythingAVerbCanDo) {
   expect({"op", "run"}, {"FILE", "--out", "--dtype", "--device"});
   expect({"bench"}, {"gemm", "memory", "attention", "step"});
   expect({"bench", "attention"}, {"--shapes", "--causal", "--dtype", "--seconds", "--json"});
-  expect({"bench", "step"},
-         {"--layers", "--heads", "--dim", "--context", "--vocab", "--batch", "--dtype", "--seconds", "--json"});
+  expect({"bench", "step"}, {"--layers", "--heads", "--dim", "--context", "--vocab", "--batch",
+                             "--dtype", "--seconds", "--json"});
 }
 
 TEST_F(Faults, AFullDiskLeavesNothingHalfWritten) {
@@ -184,15 +217,16 @@ TEST_F(Faults, AFullDiskLeavesNothingHalfWritten) {
   fs::remove(folder / "runs");
   EXPECT_TRUE(contents() == before);
   // A data set of another tokenizer over the one that is there.
-  expect_refused({"data", "prepare", at("text.txt"), "--out", at("data"), "--tokenizer", "bytes"}, 1,
-                 "train.bin: File too large", 4096);
+  expect_refused({"data", "prepare", at("text.txt"), "--out", at("data"), "--tokenizer", "bytes"},
+                 1, "train.bin: File too large", 4096);
   // A report: its pages are replaced together.
   ASSERT_EQ(train({"--train.steps=2"}).status, 0);
   expect_refused({"report", runs().at(0).string()}, 1, "File too large", 2048);
   // A folder that is none, and one that cannot be made.
   expect_refused({"report", runs().at(0).string(), "--out", at("data")}, 1,
                  "data is a folder; expected the name of a file");
-  expect_refused({"train", at("tiny.toml"), "--train.runs=" + at("text.txt")}, 1, "cannot make the folder");
+  expect_refused({"train", at("tiny.toml"), "--train.runs=" + at("text.txt")}, 1,
+                 "cannot make the folder");
 }
 
 TEST_F(Faults, KilledAgainAndAgainARunStillEndsWithTheSameBits) {
@@ -204,8 +238,8 @@ TEST_F(Faults, KilledAgainAndAgainARunStillEndsWithTheSameBits) {
   for (int i = 0; i < 6000 && (runs().empty() || !fs::exists(checkpoint(runs().at(0), "02"))); ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   int kills = 0;
-  // Each sitting lives a little longer than the one before, so that every moment of a run is hit: start, steps,
-  // checkpoints.
+  // Each sitting lives a little longer than the one before, so that every moment of a run is hit:
+  // start, steps, checkpoints.
   for (int milliseconds = 0; milliseconds < 1600; milliseconds += 100) {
     std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
     kill(child, SIGKILL);
@@ -223,7 +257,8 @@ TEST_F(Faults, KilledAgainAndAgainARunStillEndsWithTheSameBits) {
 }
 
 TEST_F(Faults, ASampleThatCannotBeReadCostsNoStepBeforeIt) {
-  // One of 64 sequences holds an id outside the vocabulary; it is met in the middle of the first epoch.
+  // One of 64 sequences holds an id outside the vocabulary; it is met in the middle of the first
+  // epoch.
   std::vector<int64_t> ids(64 * 9, 1);
   ids[40 * 9 + 4] = 77;
   const Tensor tokens = Tensor::from(ids, {64, 9});
@@ -232,8 +267,10 @@ TEST_F(Faults, ASampleThatCannotBeReadCostsNoStepBeforeIt) {
   file.write("val/tokens", tokens.slice(0, 0, 8));
   file.attribute("/", "vocab_size", "5");
   file.save(folder / "set.h5");
-  const Words flags{"--data.kind=hdf5", "--data.path=" + at("set.h5"), "--train.batch=2",     "--train.micro_batch=0",
-                    "--train.steps=32", "--train.save_every=0",        "--train.eval_every=0"};
+  const Words flags{"--data.kind=hdf5",    "--data.path=" + at("set.h5"),
+                    "--train.batch=2",     "--train.micro_batch=0",
+                    "--train.steps=32",    "--train.save_every=0",
+                    "--train.eval_every=0"};
   std::string toml = config();
   toml.erase(toml.find("context = 32\n"), 13);  // of [data]: the file knows
   replace_file(folder / "tiny.toml", toml);
@@ -263,21 +300,24 @@ TEST_F(Faults, ASampleThatCannotBeReadCostsNoStepBeforeIt) {
 
 TEST_F(Faults, HeldOutDataThatTheModelCannotTakeAreRefusedAtTheStart) {
   const auto images = [&](const std::string& split, char side, char label) {
-    replace_file(folder / (split + "-images-idx3-ubyte"), std::string("\0\0\x08\x03\0\0\0\4\0\0\0", 11) + side +
-                                                              std::string("\0\0\0", 3) + side +
-                                                              std::string(static_cast<size_t>(4 * side * side), 'x'));
-    replace_file(folder / (split + "-labels-idx1-ubyte"), std::string("\0\0\x08\x01\0\0\0\4\0\1\2", 11) + label);
+    replace_file(folder / (split + "-images-idx3-ubyte"),
+                 std::string("\0\0\x08\x03\0\0\0\4\0\0\0", 11) + side + std::string("\0\0\0", 3) +
+                     side + std::string(static_cast<size_t>(4 * side * side), 'x'));
+    replace_file(folder / (split + "-labels-idx1-ubyte"),
+                 std::string("\0\0\x08\x01\0\0\0\4\0\1\2", 11) + label);
   };
-  replace_file(folder / "vit.toml",
-               "[data]\nkind = \"idx\"\npath = \"" + folder.string() +
-                   "\"\n[model]\nkind = \"vit\"\nlayers = 1\ndim = 16\npatch = 2\n[model.attention]\nheads = 2\n"
-                   "[train]\nsteps = 2\nbatch = 2\nruns = \"" +
-                   at("runs") + "\"\n");
+  replace_file(folder / "vit.toml", "[data]\nkind = \"idx\"\npath = \"" + folder.string() +
+                                        "\"\n[model]\nkind = \"vit\"\nlayers = 1\ndim = 16\npatch "
+                                        "= 2\n[model.attention]\nheads = 2\n"
+                                        "[train]\nsteps = 2\nbatch = 2\nruns = \"" +
+                                        at("runs") + "\"\n");
   images("train", 8, 3);
   images("t10k", 6, 3);
-  expect_refused({"train", at("vit.toml")}, 1, "held-out images are 1 x 6 x 6, but training images are 1 x 8 x 8");
+  expect_refused({"train", at("vit.toml")}, 1,
+                 "held-out images are 1 x 6 x 6, but training images are 1 x 8 x 8");
   images("t10k", 8, 12);
-  expect_refused({"train", at("vit.toml")}, 1, "held-out labels go up to 12, but training has 10 classes");
+  expect_refused({"train", at("vit.toml")}, 1,
+                 "held-out labels go up to 12, but training has 10 classes");
   images("t10k", 8, 3);
   EXPECT_EQ(run({"train", at("vit.toml")}).status, 0);
 }
@@ -287,7 +327,8 @@ TEST_F(Faults, AnyTruncationOfACheckpointFallsBackToTheOneBefore) {
   const fs::path only = runs().at(0);
   fs::remove(only / "checkpoints" / "best.h5");
   const std::string whole = read_file(checkpoint(only, "10"));
-  for (const size_t keep : {size_t{0}, size_t{1}, size_t{8}, size_t{100}, whole.size() / 3, whole.size() - 13}) {
+  for (const size_t keep :
+       {size_t{0}, size_t{1}, size_t{8}, size_t{100}, whole.size() / 3, whole.size() - 13}) {
     replace_file(checkpoint(only, "10"), whole.substr(0, keep));
     const Result r = run({"eval", only.string(), "--samples", "1"});
     EXPECT_EQ(r.status, 0) << keep << r.error;
@@ -308,8 +349,9 @@ TEST_F(Faults, AnyTruncationOfACheckpointFallsBackToTheOneBefore) {
     std::string text = read_file(only / "config.toml");
     return text.replace(text.find("steps = 10"), 10, "steps = 12");
   }());
-  replace_file(only / "metrics.jsonl",
-               "{\"step\": 1, \"tokens\": 2, \"time_s\": 1, \"split\": \"train\", \"loss\": 1}\nnoise\n");
+  replace_file(
+      only / "metrics.jsonl",
+      "{\"step\": 1, \"tokens\": 2, \"time_s\": 1, \"split\": \"train\", \"loss\": 1}\nnoise\n");
   const Result metrics = run({"resume", only.string()});
   EXPECT_EQ(metrics.status, 1);
   EXPECT_LINE(metrics.error, "metrics.jsonl:2: ");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What the tests of the whole program share: a folder with a small text, its data set and an experiment, and the
-// program run in it.
+// What the tests of the whole program share: a folder with a small text, its data set and an
+// experiment, and the program run in it.
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -35,9 +35,13 @@ class EndToEnd : public testing::Test {
     fs::remove_all(folder);
     fs::create_directories(folder);
     std::string text;
-    for (int i = 0; i < 400; ++i) text += "The " + std::to_string(i * 37 % 101) + " sheep went over the hill.\n";
+    for (int i = 0; i < 400; ++i)
+      text += "The " + std::to_string(i * 37 % 101) + " sheep went over the hill.\n";
     replace_file(folder / "text.txt", text);
-    ASSERT_EQ(run({"data", "prepare", (folder / "text.txt").string(), "--out", (folder / "data").string()}).status, 0);
+    ASSERT_EQ(run({"data", "prepare", (folder / "text.txt").string(), "--out",
+                   (folder / "data").string()})
+                  .status,
+              0);
     replace_file(folder / "tiny.toml", config());
   }
   void TearDown() override {
@@ -48,9 +52,11 @@ class EndToEnd : public testing::Test {
   // Dropout, accumulation and EMA on; 24 samples of 32 tokens are an epoch of about 13 steps.
   std::string config() const {
     return "name = \"tiny\"\n[data]\nkind = \"tokens\"\npath = \"" + (folder / "data").string() +
-           "\"\ncontext = 32\n[model]\nkind = \"gpt\"\nlayers = 2\ndim = 16\ncontext = 32\ndropout = "
+           "\"\ncontext = 32\n[model]\nkind = \"gpt\"\nlayers = 2\ndim = 16\ncontext = 32\ndropout "
+           "= "
            "0.1\n[model.attention]\nheads = 2\ndropout = 0.1\n"
-           "[schedule]\nwarmup = 3\n[train]\nsteps = 24\nbatch = 24\nmicro_batch = 8\nema = 0.9\nlog_every = "
+           "[schedule]\nwarmup = 3\n[train]\nsteps = 24\nbatch = 24\nmicro_batch = 8\nema = "
+           "0.9\nlog_every = "
            "1\neval_every = 6\neval_samples = 8\n"
            "save_every = 5\nkeep_last = 9\nsample_tokens = 20\nruns = \"" +
            (folder / "runs").string() + "\"\n";
@@ -64,7 +70,8 @@ class EndToEnd : public testing::Test {
       setrlimit(RLIMIT_FSIZE, &limit);
     }
     std::vector<char*> argv{const_cast<char*>("fovea")};
-    for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+    for (const std::string& argument : arguments)
+      argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
     if (freopen((folder / "out").c_str(), "w", stdout) == nullptr ||
         freopen((folder / "error").c_str(), "w", stderr) == nullptr)
@@ -76,8 +83,8 @@ class EndToEnd : public testing::Test {
   Result finish(pid_t child) const {
     int status = 0;
     waitpid(child, &status, 0);
-    return {WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status), read_file(folder / "out"),
-            read_file(folder / "error")};
+    return {WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status),
+            read_file(folder / "out"), read_file(folder / "error")};
   }
   Result run(const std::vector<std::string>& arguments, rlim_t file_bytes = RLIM_INFINITY) const {
     return finish(start(arguments, file_bytes));
@@ -89,7 +96,8 @@ class EndToEnd : public testing::Test {
   std::vector<fs::path> runs() const {
     std::vector<fs::path> found;
     if (fs::exists(folder / "runs")) {
-      for (const auto& entry : fs::directory_iterator(folder / "runs")) found.push_back(entry.path());
+      for (const auto& entry : fs::directory_iterator(folder / "runs"))
+        found.push_back(entry.path());
     }
     std::sort(found.begin(), found.end());
     return found;

@@ -21,18 +21,22 @@ namespace fovea::train {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 double quartile(std::vector<double>& values, size_t number) {
   std::sort(values.begin(), values.end());
   return values[values.size() * number / 4];
 }
 
-// Times f for about `seconds` (at least 5 calls, after 2 to warm up), a sample of the limit after each call: `work` a call over the
-// median is the rate, and its share of the limit's median is `of_limit`. scale: units of the rate in one unit of the limit.
-// prepare, where given, runs before each call and is not timed.
-BenchRow measure(const std::string& name, double seconds, double work, const std::string& unit, double scale, const RoofSample& limit,
-                 const std::function<void()>& f, const std::function<void()>& prepare = nullptr) {
+// Times f for about `seconds` (at least 5 calls, after 2 to warm up), a sample of the limit after
+// each call: `work` a call over the median is the rate, and its share of the limit's median is
+// `of_limit`. scale: units of the rate in one unit of the limit. prepare, where given, runs before
+// each call and is not timed.
+BenchRow measure(const std::string& name, double seconds, double work, const std::string& unit,
+                 double scale, const RoofSample& limit, const std::function<void()>& f,
+                 const std::function<void()>& prepare = nullptr) {
   const auto ready = [&] {
     if (prepare) prepare();
   };
@@ -66,7 +70,9 @@ Tensor random(const Shape& shape, Dtype dtype, const std::string& name) {
 
 Tensor random_ids(const Shape& shape, int64_t vocab) {
   const Tensor ids = Tensor::empty(shape, Dtype::i64);
-  for (int64_t i = 0; i < ids.numel(); ++i) ids.data<int64_t>()[i] = static_cast<int64_t>(random_below(RngKey(1, "bench", "ids"), static_cast<uint64_t>(i), static_cast<uint64_t>(vocab)));
+  for (int64_t i = 0; i < ids.numel(); ++i)
+    ids.data<int64_t>()[i] = static_cast<int64_t>(random_below(
+        RngKey(1, "bench", "ids"), static_cast<uint64_t>(i), static_cast<uint64_t>(vocab)));
   return ids;
 }
 
@@ -76,9 +82,15 @@ std::vector<BenchRow> bench_gemm(double seconds) {
   std::vector<BenchRow> rows;
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     const RoofSample limit = dtype == Dtype::f32 ? fma_roof() : product_roof(dtype);
-    for (const auto& [m, n, k] : {std::array<int64_t, 3>{2048, 1152, 384}, {2048, 1536, 384}, {2048, 384, 1536}, {1024, 1024, 1024}, {64, 64, 64}}) {
-      const Tensor a = random({m, k}, dtype, "a"), b = random({n, k}, dtype, "b"), c = Tensor::empty({m, n}, dtype);
-      rows.push_back(measure(concat("gemm ", name(dtype), " ", m, "x", n, "x", k, ", x W^T"), seconds, 2e-9 * static_cast<double>(m * n * k), "GFLOP/s", 1e-9, limit,
+    for (const auto& [m, n, k] : {std::array<int64_t, 3>{2048, 1152, 384},
+                                  {2048, 1536, 384},
+                                  {2048, 384, 1536},
+                                  {1024, 1024, 1024},
+                                  {64, 64, 64}}) {
+      const Tensor a = random({m, k}, dtype, "a"), b = random({n, k}, dtype, "b"),
+                   c = Tensor::empty({m, n}, dtype);
+      rows.push_back(measure(concat("gemm ", name(dtype), " ", m, "x", n, "x", k, ", x W^T"),
+                             seconds, 2e-9 * static_cast<double>(m * n * k), "GFLOP/s", 1e-9, limit,
                              [&] { matmul_into(c, a, b.transpose(0, 1), false); }));
     }
   }
@@ -92,60 +104,79 @@ std::vector<BenchRow> bench_memory(double seconds) {
     Parameters parameters{{"weights", Variable(random({16 << 20}, Dtype::f32, "p"), true)}};
     parameters[0].variable.set_grad(random({16 << 20}, Dtype::f32, "g"));
     const auto optimizer = make_optimizer(OptimizerOptions(), parameters);
-    rows.push_back(measure("AdamW, 16 Mi parameters", seconds, 28e-9 * (16 << 20), "GB/s", 1e-9, limit, [&] { optimizer->step(1e-3, 0.5); }));
+    rows.push_back(measure("AdamW, 16 Mi parameters", seconds, 28e-9 * (16 << 20), "GB/s", 1e-9,
+                           limit, [&] { optimizer->step(1e-3, 0.5); }));
   }
   {
     constexpr int64_t r = 16384, c = 1024;
     const NoGrad no_grad;
-    const Variable x(random({r, c}, Dtype::f32, "x")), gamma(Tensor::full({c}, 1.0)), beta(Tensor::zeros({c}));
-    rows.push_back(measure("LayerNorm forward, 16384 x 1024", seconds, 8e-9 * r * c, "GB/s", 1e-9, limit, [&] { nn::norm(x, gamma, beta, {}); }));
+    const Variable x(random({r, c}, Dtype::f32, "x")), gamma(Tensor::full({c}, 1.0)),
+        beta(Tensor::zeros({c}));
+    rows.push_back(measure("LayerNorm forward, 16384 x 1024", seconds, 8e-9 * r * c, "GB/s", 1e-9,
+                           limit, [&] { nn::norm(x, gamma, beta, {}); }));
   }
   {
     constexpr int64_t r = 16384, c = 1024;
-    const Variable x(random({r, c}, Dtype::f32, "x"), true), gamma(Tensor::full({c}, 1.0), true), beta(Tensor::zeros({c}), true);
+    const Variable x(random({r, c}, Dtype::f32, "x"), true), gamma(Tensor::full({c}, 1.0), true),
+        beta(Tensor::zeros({c}), true);
     const Tensor dy = random({r, c}, Dtype::f32, "dy");
     Variable y;
-    rows.push_back(measure("LayerNorm backward, 16384 x 1024", seconds, 12e-9 * r * c, "GB/s", 1e-9, limit, [&] { y.backward(dy); }, [&] {
-      x.zero_grad();
-      y = nn::norm(x, gamma, beta, {});
-    }));
+    rows.push_back(measure(
+        "LayerNorm backward, 16384 x 1024", seconds, 12e-9 * r * c, "GB/s", 1e-9, limit,
+        [&] { y.backward(dy); },
+        [&] {
+          x.zero_grad();
+          y = nn::norm(x, gamma, beta, {});
+        }));
   }
   {
     constexpr int64_t r = 2048, v = 16384;
     const Variable logits(random({r, v}, Dtype::f32, "l"), true);
     const Tensor targets = random_ids({r}, v);
-    rows.push_back(measure("cross-entropy forward, 2048 x 16384", seconds, 4e-9 * r * v, "GB/s", 1e-9, limit, [&] {
-      const NoGrad no_grad;
-      nn::cross_entropy(logits, targets);
-    }));
+    rows.push_back(measure("cross-entropy forward, 2048 x 16384", seconds, 4e-9 * r * v, "GB/s",
+                           1e-9, limit, [&] {
+                             const NoGrad no_grad;
+                             nn::cross_entropy(logits, targets);
+                           }));
     Variable loss;
-    rows.push_back(measure("cross-entropy backward, 2048 x 16384", seconds, 8e-9 * r * v, "GB/s", 1e-9, limit, [&] { loss.backward(); }, [&] {
-      logits.zero_grad();
-      loss = nn::cross_entropy(logits, targets);
-    }));
+    rows.push_back(measure(
+        "cross-entropy backward, 2048 x 16384", seconds, 8e-9 * r * v, "GB/s", 1e-9, limit,
+        [&] { loss.backward(); },
+        [&] {
+          logits.zero_grad();
+          loss = nn::cross_entropy(logits, targets);
+        }));
   }
   return rows;
 }
 
-std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dtype dtype, bool causal, double seconds) {
+std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dtype dtype,
+                                      bool causal, double seconds) {
   std::vector<BenchRow> rows;
   const RoofSample limit = fma_roof();
   for (const std::string& shape : shapes) {
     long long b = 0, h = 0, n = 0, d = 0;
     char rest = 0;
-    FOVEA_CHECK(std::sscanf(shape.c_str(), "%lldx%lldx%lldx%lld%c", &b, &h, &n, &d, &rest) == 4 && b > 0 && h > 0 && n > 0 && d > 0, "bench: shape \"", shape,
-                "\"; expected BxHxNxD, as in 1x4x4096x64");
-    const attention::ScoreInputs in{random({b, h, n, d}, dtype, "q"), random({b, h, n, d}, dtype, "k"), random({b, h, n, d}, dtype, "v"), {}, {}};
+    FOVEA_CHECK(std::sscanf(shape.c_str(), "%lldx%lldx%lldx%lld%c", &b, &h, &n, &d, &rest) == 4 &&
+                    b > 0 && h > 0 && n > 0 && d > 0,
+                "bench: shape \"", shape, "\"; expected BxHxNxD, as in 1x4x4096x64");
+    const attention::ScoreInputs in{random({b, h, n, d}, dtype, "q"),
+                                    random({b, h, n, d}, dtype, "k"),
+                                    random({b, h, n, d}, dtype, "v"),
+                                    {},
+                                    {}};
     const Tensor dout = random({b, h, n, d}, dtype, "dout");
     attention::Mask mask;
     if (causal) mask.causal();
     const double work = 4e-9 * static_cast<double>(b * h * n * n * d) * (causal ? 0.5 : 1.0);
     const std::string what = concat(name(dtype), causal ? " causal " : " full ", shape);
-    rows.push_back(measure(what + ", forward", seconds, work, "GFLOP/s", 1e-9, limit, [&] { attention::softmax_forward(in, mask, {}); }));
-    rows.push_back(measure(what + ", forward + backward", seconds, 3.5 * work, "GFLOP/s", 1e-9, limit, [&] {
-      const attention::ScoreResult result = attention::softmax_forward(in, mask, {});
-      attention::softmax_backward(dout, result, in, mask, {});
-    }));
+    rows.push_back(measure(what + ", forward", seconds, work, "GFLOP/s", 1e-9, limit,
+                           [&] { attention::softmax_forward(in, mask, {}); }));
+    rows.push_back(
+        measure(what + ", forward + backward", seconds, 3.5 * work, "GFLOP/s", 1e-9, limit, [&] {
+          const attention::ScoreResult result = attention::softmax_forward(in, mask, {});
+          attention::softmax_backward(dout, result, in, mask, {});
+        }));
   }
   return rows;
 }
@@ -163,15 +194,19 @@ std::vector<BenchRow> bench_step(const StepBench& z, Dtype dtype, double seconds
   gpt.set_compute(dtype);
   const Parameters parameters = gpt.parameters();
   const auto optimizer = make_optimizer(OptimizerOptions(), parameters);
-  const Tensor ids = random_ids({z.batch, z.context}, z.vocab), targets = random_ids({z.batch, z.context}, z.vocab);
-  const double flops = 3.0 * gpt.forward_flops(z.batch, z.context), tokens = static_cast<double>(z.batch * z.context);
-  BenchRow row = measure(concat("GPT ", z.layers, " x ", z.dim, ", context ", z.context, ", batch ", z.batch, ", ", name(dtype)), std::max(seconds, 5.0), tokens,
-                         "tokens/s", tokens / flops, product_roof(dtype), [&] {
-                           gpt.zero_grad();
-                           nn::cross_entropy(gpt.forward(ids), targets).backward();
-                           const double norm = global_norm(parameters);
-                           optimizer->step(1e-4, norm > 1.0 ? 1.0 / norm : 1.0);
-                         });
+  const Tensor ids = random_ids({z.batch, z.context}, z.vocab),
+               targets = random_ids({z.batch, z.context}, z.vocab);
+  const double flops = 3.0 * gpt.forward_flops(z.batch, z.context),
+               tokens = static_cast<double>(z.batch * z.context);
+  BenchRow row =
+      measure(concat("GPT ", z.layers, " x ", z.dim, ", context ", z.context, ", batch ", z.batch,
+                     ", ", name(dtype)),
+              std::max(seconds, 5.0), tokens, "tokens/s", tokens / flops, product_roof(dtype), [&] {
+                gpt.zero_grad();
+                nn::cross_entropy(gpt.forward(ids), targets).backward();
+                const double norm = global_norm(parameters);
+                optimizer->step(1e-4, norm > 1.0 ? 1.0 / norm : 1.0);
+              });
   return {row};
 }
 

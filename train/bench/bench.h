@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Benchmarks: medians with their spread, as rates and as shares of what this machine can do (roof.h).
+// Benchmarks: medians with their spread, as rates and as shares of what this machine can do
+// (roof.h).
 
 #include <cstdint>
 #include <string>
@@ -13,19 +14,21 @@ namespace fovea::train {
 struct BenchRow {
   std::string name;
   double median_ms = 0.0, iqr_ms = 0.0;
-  double rate = 0.0;      // in `unit`
+  double rate = 0.0;  // in `unit`
   std::string unit;
-  double of_limit = 0.0;  // rate over the limit that applies, measured in turns with it
-  int64_t peak_bytes = 0; // allocated during the call, inputs not counted
+  double of_limit = 0.0;   // rate over the limit that applies, measured in turns with it
+  int64_t peak_bytes = 0;  // allocated during the call, inputs not counted
 };
 
 // Each measures for about `seconds` a row.
 std::vector<BenchRow> bench_gemm(double seconds);
-// AdamW, LayerNorm forward and backward, cross-entropy forward and backward, in GB/s of the bytes that must move.
+// AdamW, LayerNorm forward and backward, cross-entropy forward and backward, in GB/s of the bytes
+// that must move.
 std::vector<BenchRow> bench_memory(double seconds);
-// shapes "BxHxNxD"; counts 4 B H N N D FLOPs a forward (half when causal) and 2.5 times that a backward; the limit is
-// f32 multiply-adds (bf16 products can pass 100 %).
-std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dtype dtype, bool causal, double seconds);
+// shapes "BxHxNxD"; counts 4 B H N N D FLOPs a forward (half when causal) and 2.5 times that a
+// backward; the limit is f32 multiply-adds (bf16 products can pass 100 %).
+std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dtype dtype,
+                                      bool causal, double seconds);
 
 struct StepBench {
   int64_t layers = 6, heads = 6, dim = 384, context = 256, vocab = 256, batch = 8;

@@ -22,7 +22,8 @@ double seconds_of(F&& f) {
 
 RoofSample product_roof(Dtype dtype) {
   constexpr int64_t n = 1024;
-  const Tensor a = Tensor::full({n, n}, 0.5).to(dtype), b = Tensor::full({n, n}, 0.25).to(dtype), c = Tensor::empty({n, n}, dtype);
+  const Tensor a = Tensor::full({n, n}, 0.5).to(dtype), b = Tensor::full({n, n}, 0.25).to(dtype),
+               c = Tensor::empty({n, n}, dtype);
   return [=] { return 2.0 * n * n * n / seconds_of([&] { matmul_into(c, a, b, false); }); };
 }
 
@@ -30,10 +31,14 @@ RoofSample fma_roof() {
   constexpr int64_t kRounds = 2'000'000;
   const int64_t threads = num_threads();
   const Tensor sink = Tensor::zeros({threads});
-  const double flops = static_cast<double>(threads) * static_cast<double>(FOVEA_SIMD_CALL(fma_flops_a_round)) * static_cast<double>(kRounds);
+  const double flops = static_cast<double>(threads) *
+                       static_cast<double>(FOVEA_SIMD_CALL(fma_flops_a_round)) *
+                       static_cast<double>(kRounds);
   return [=] {
     return flops / seconds_of([&] {
-             parallel_for_each(0, threads, [&](int64_t t) { sink.data<float>()[t] = FOVEA_SIMD_CALL(fma_rounds, kRounds); });
+             parallel_for_each(0, threads, [&](int64_t t) {
+               sink.data<float>()[t] = FOVEA_SIMD_CALL(fma_rounds, kRounds);
+             });
            });
   };
 }
@@ -44,7 +49,8 @@ RoofSample triad_roof() {
   return [=] {
     return 12.0 * static_cast<double>(n) / seconds_of([&] {
              parallel_for(0, n, 1 << 16, [&](int64_t begin, int64_t end) {
-               FOVEA_SIMD_CALL(triad, a.data<float>() + begin, b.data<float>() + begin, c.data<float>() + begin, end - begin);
+               FOVEA_SIMD_CALL(triad, a.data<float>() + begin, b.data<float>() + begin,
+                               c.data<float>() + begin, end - begin);
              });
            });
   };

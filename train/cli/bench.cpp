@@ -13,14 +13,24 @@ namespace fovea::train::cli {
 namespace {
 
 void print(const std::vector<BenchRow>& rows, const std::string& json) {
-  std::cout << std::left << std::setw(44) << "" << std::right << std::setw(11) << "median ms" << std::setw(9) << "IQR" << std::setw(12) << "rate" << std::setw(20)
-            << "" << std::setw(10) << "of limit" << std::setw(12) << "memory" << '\n';
+  std::cout << std::left << std::setw(44) << "" << std::right << std::setw(11) << "median ms"
+            << std::setw(9) << "IQR" << std::setw(12) << "rate" << std::setw(20) << ""
+            << std::setw(10) << "of limit" << std::setw(12) << "memory" << '\n';
   nlohmann::json all = nlohmann::json::array();
   for (const BenchRow& row : rows) {
-    std::cout << std::left << std::setw(44) << row.name << std::right << std::fixed << std::setprecision(2) << std::setw(11) << row.median_ms << std::setw(9)
-              << row.iqr_ms << std::setw(12) << std::setprecision(1) << row.rate << ' ' << std::left << std::setw(19) << row.unit << std::right << std::setw(8)
-              << std::setprecision(0) << 100.0 * row.of_limit << " %" << std::setw(12) << short_bytes(row.peak_bytes) << '\n';
-    all.push_back({{"name", row.name}, {"median_ms", row.median_ms}, {"iqr_ms", row.iqr_ms}, {"rate", row.rate}, {"unit", row.unit}, {"of_limit", row.of_limit}, {"peak_bytes", row.peak_bytes}});
+    std::cout << std::left << std::setw(44) << row.name << std::right << std::fixed
+              << std::setprecision(2) << std::setw(11) << row.median_ms << std::setw(9)
+              << row.iqr_ms << std::setw(12) << std::setprecision(1) << row.rate << ' ' << std::left
+              << std::setw(19) << row.unit << std::right << std::setw(8) << std::setprecision(0)
+              << 100.0 * row.of_limit << " %" << std::setw(12) << short_bytes(row.peak_bytes)
+              << '\n';
+    all.push_back({{"name", row.name},
+                   {"median_ms", row.median_ms},
+                   {"iqr_ms", row.iqr_ms},
+                   {"rate", row.rate},
+                   {"unit", row.unit},
+                   {"of_limit", row.of_limit},
+                   {"peak_bytes", row.peak_bytes}});
   }
   if (!json.empty()) replace_file(json, all.dump(2) + "\n");
 }
@@ -28,7 +38,8 @@ void print(const std::vector<BenchRow>& rows, const std::string& json) {
 }  // namespace
 
 void add_bench(CLI::App& program, int&) {
-  CLI::App* bench = program.add_subcommand("bench", "time the parts against this machine's measured limits");
+  CLI::App* bench =
+      program.add_subcommand("bench", "time the parts against this machine's measured limits");
   bench->require_subcommand(1);
   static std::string json;
   static double seconds = 1.5;
@@ -38,26 +49,41 @@ void add_bench(CLI::App& program, int&) {
   static StepBench step;
   CLI::App* gemm = bench->add_subcommand("gemm", "matrix products");
   gemm->callback([] { print(bench_gemm(seconds), json); });
-  CLI::App* memory = bench->add_subcommand("memory", "AdamW, LayerNorm, cross-entropy against the memory bandwidth");
+  CLI::App* memory = bench->add_subcommand(
+      "memory", "AdamW, LayerNorm, cross-entropy against the memory bandwidth");
   memory->callback([] { print(bench_memory(seconds), json); });
-  CLI::App* attention = bench->add_subcommand("attention", "softmax attention forward and forward + backward");
+  CLI::App* attention =
+      bench->add_subcommand("attention", "softmax attention forward and forward + backward");
   attention->add_option("--shapes", shapes, "B x H x N x D, as in 1x4x4096x64")->delimiter(',');
   attention->add_option("--causal", causal, "0 or 1")->capture_default_str();
-  attention->callback([] { print(bench_attention(shapes.empty() ? std::vector<std::string>{"1x4x4096x64", "8x6x256x64"} : shapes, parse_dtype(dtype), causal, seconds), json); });
+  attention->callback([] {
+    print(bench_attention(
+              shapes.empty() ? std::vector<std::string>{"1x4x4096x64", "8x6x256x64"} : shapes,
+              parse_dtype(dtype), causal, seconds),
+          json);
+  });
   CLI::App* whole = bench->add_subcommand("step", "a whole training step of a GPT");
   whole->add_option("--layers", step.layers, "transformer blocks")->capture_default_str();
-  whole->add_option("--heads", step.heads, "attention heads; must divide dim")->capture_default_str();
+  whole->add_option("--heads", step.heads, "attention heads; must divide dim")
+      ->capture_default_str();
   whole->add_option("--dim", step.dim, "channels")->capture_default_str();
   whole->add_option("--context", step.context, "tokens of a sequence")->capture_default_str();
   whole->add_option("--vocab", step.vocab, "tokens of the vocabulary")->capture_default_str();
   whole->add_option("--batch", step.batch, "sequences of a step")->capture_default_str();
   whole->callback([] { print(bench_step(step, parse_dtype(dtype), seconds), json); });
-  for (CLI::Option* size : whole->get_options([](const CLI::Option* o) { return o->get_name() != "--help"; })) size->check(whole_number(1, 1 << 24));
+  for (CLI::Option* size :
+       whole->get_options([](const CLI::Option* o) { return o->get_name() != "--help"; }))
+    size->check(whole_number(1, 1 << 24));
   for (CLI::App* verb : {gemm, memory, attention, whole}) {
     verb->add_option("--json", json, "also write the rows to this file");
-    verb->add_option("--seconds", seconds, "of measurement, per row")->capture_default_str()->check(number(0.0, 3600.0));
+    verb->add_option("--seconds", seconds, "of measurement, per row")
+        ->capture_default_str()
+        ->check(number(0.0, 3600.0));
   }
-  for (CLI::App* verb : {attention, whole}) verb->add_option("--dtype", dtype, "f32 or bf16")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
+  for (CLI::App* verb : {attention, whole})
+    verb->add_option("--dtype", dtype, "f32 or bf16")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"f32", "bf16"}));
 }
 
 }  // namespace fovea::train::cli

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The verbs of the program, one file each. Only this folder talks to the terminal. A verb reports failure by throwing;
-// main() turns that into one line and an exit code: 2 for a wrong config or flag, 1 for anything else.
+// The verbs of the program, one file each. Only this folder talks to the terminal. A verb reports
+// failure by throwing; main() turns that into one line and an exit code: 2 for a wrong config or
+// flag, 1 for anything else.
 
 #include <CLI/CLI.hpp>
 
@@ -12,8 +13,8 @@
 namespace fovea::train::cli {
 
 // Each adds its verb; `status` receives the exit code when the verb runs.
-void add_train(CLI::App& program, int& status);   // train, resume
-void add_use(CLI::App& program, int& status);     // eval, sample
+void add_train(CLI::App& program, int& status);  // train, resume
+void add_use(CLI::App& program, int& status);    // eval, sample
 void add_report(CLI::App& program, int& status);
 void add_data(CLI::App& program, int& status);
 void add_op(CLI::App& program, int& status);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <dnnl.hpp>
 #include <hdf5.h>
 #include <omp.h>
 #include <zlib.h>
 
+#include <dnnl.hpp>
 #include <fstream>
 #include <iostream>
 
@@ -28,28 +28,40 @@ std::string memory_line() {
 }
 
 void package(const std::string& path, const std::string& what, const std::string& install) {
-  std::cout << "  " << what << ": " << (std::filesystem::exists(path) ? "there" : "missing; apt-get install " + install) << '\n';
+  std::cout << "  " << what << ": "
+            << (std::filesystem::exists(path) ? "there" : "missing; apt-get install " + install)
+            << '\n';
 }
 
 void doctor() {
-  std::cout << "fovea " FOVEA_VERSION "\n\nprocessor\n  " << cpu_name() << "\n  kernels: " << name(cpu_isa()) << ", " << num_threads() << " threads\n  memory: "
-            << memory_line() << "\n  matrix products: " << measured(product_roof(Dtype::f32)) * 1e-9 << " GFLOP/s f32, " << measured(product_roof(Dtype::bf16)) * 1e-9
-            << " GFLOP/s bf16\n  multiply-adds: " << measured(fma_roof()) * 1e-9 << " GFLOP/s f32\n  memory bandwidth (triad): " << measured(triad_roof()) * 1e-9
+  std::cout << "fovea " FOVEA_VERSION "\n\nprocessor\n  " << cpu_name()
+            << "\n  kernels: " << name(cpu_isa()) << ", " << num_threads()
+            << " threads\n  memory: " << memory_line()
+            << "\n  matrix products: " << measured(product_roof(Dtype::f32)) * 1e-9
+            << " GFLOP/s f32, " << measured(product_roof(Dtype::bf16)) * 1e-9
+            << " GFLOP/s bf16\n  multiply-adds: " << measured(fma_roof()) * 1e-9
+            << " GFLOP/s f32\n  memory bandwidth (triad): " << measured(triad_roof()) * 1e-9
             << " GB/s\n";
   const dnnl::version_t* dnn = dnnl::version();
   unsigned major = 0, minor = 0, release = 0;
   H5get_libversion(&major, &minor, &release);
-  std::cout << "\nlibraries\n  oneDNN " << dnn->major << '.' << dnn->minor << '.' << dnn->patch << ", threads by " << (dnn->cpu_runtime == DNNL_RUNTIME_OMP ? "OpenMP" : "another runtime")
-            << "\n  HDF5 " << major << '.' << minor << '.' << release << "\n  zlib " << zlibVersion() << "\n\ndata\n";
-  package("/usr/bin/bible", "text of the King James Bible (fovea data prepare kjv)", "bible-kjv bible-kjv-text");
-  package("/usr/share/datasets/fashion-mnist", "Fashion-MNIST (fovea data prepare fashion-mnist)", "dataset-fashion-mnist");
+  std::cout << "\nlibraries\n  oneDNN " << dnn->major << '.' << dnn->minor << '.' << dnn->patch
+            << ", threads by "
+            << (dnn->cpu_runtime == DNNL_RUNTIME_OMP ? "OpenMP" : "another runtime") << "\n  HDF5 "
+            << major << '.' << minor << '.' << release << "\n  zlib " << zlibVersion()
+            << "\n\ndata\n";
+  package("/usr/bin/bible", "text of the King James Bible (fovea data prepare kjv)",
+          "bible-kjv bible-kjv-text");
+  package("/usr/share/datasets/fashion-mnist", "Fashion-MNIST (fovea data prepare fashion-mnist)",
+          "dataset-fashion-mnist");
   std::cout << "\ndevices\n  cpu\n";
 }
 
 }  // namespace
 
 void add_doctor(CLI::App& program, int&) {
-  program.add_subcommand("doctor", "what this machine has, how fast it is, and what is missing")->callback(doctor);
+  program.add_subcommand("doctor", "what this machine has, how fast it is, and what is missing")
+      ->callback(doctor);
 }
 
 }  // namespace fovea::train::cli

@@ -12,7 +12,8 @@ namespace {
 
 nlohmann::json to_json(const std::vector<attention::TensorSpec>& specs) {
   nlohmann::json list = nlohmann::json::array();
-  for (const auto& spec : specs) list.push_back({{"name", spec.name}, {"shape", spec.shape}, {"optional", spec.optional}});
+  for (const auto& spec : specs)
+    list.push_back({{"name", spec.name}, {"shape", spec.shape}, {"optional", spec.optional}});
   return list;
 }
 
@@ -34,9 +35,14 @@ void list_json() {
 
 void list() {
   for (const auto& [name, system] : attention::systems()) {
-    std::cout << name << "  [" << system.family << "]  " << system.title << "  (arXiv " << system.paper << ")\n";
-    for (const auto& [what, specs] : {std::pair{"in", &system.op.inputs}, std::pair{"param", &system.op.params}, std::pair{"out", &system.op.outputs}}) {
-      for (const auto& spec : *specs) std::cout << "  " << std::setw(5) << what << "  " << spec.name << ' ' << spec.shape << (spec.optional ? ", optional" : "") << '\n';
+    std::cout << name << "  [" << system.family << "]  " << system.title << "  (arXiv "
+              << system.paper << ")\n";
+    for (const auto& [what, specs] :
+         {std::pair{"in", &system.op.inputs}, std::pair{"param", &system.op.params},
+          std::pair{"out", &system.op.outputs}}) {
+      for (const auto& spec : *specs)
+        std::cout << "  " << std::setw(5) << what << "  " << spec.name << ' ' << spec.shape
+                  << (spec.optional ? ", optional" : "") << '\n';
     }
     std::cout << "  options of the operator:\n";
     config::print_help(*system.op.options(), std::cout);
@@ -50,8 +56,9 @@ int check(const std::vector<std::string>& files, const std::string& dtype) {
   for (const std::string& file : files) {
     std::cout << file << '\n';
     for (const attention::GoldenError& e : attention::check_golden(file, parse_dtype(dtype))) {
-      std::cout << "  " << (e.passed() ? "ok    " : "FAILED") << "  " << std::left << std::setw(20) << e.tensor << std::right << "  error " << e.error
-                << "  tolerance " << e.tolerance << '\n';
+      std::cout << "  " << (e.passed() ? "ok    " : "FAILED") << "  " << std::left << std::setw(20)
+                << e.tensor << std::right << "  error " << e.error << "  tolerance " << e.tolerance
+                << '\n';
       failed += e.passed() ? 0 : 1;
     }
   }
@@ -62,7 +69,8 @@ int check(const std::vector<std::string>& files, const std::string& dtype) {
 }  // namespace
 
 void add_op(CLI::App& program, int& status) {
-  CLI::App* op = program.add_subcommand("op", "the attention systems' operators, and checks against reference files");
+  CLI::App* op = program.add_subcommand(
+      "op", "the attention systems' operators, and checks against reference files");
   op->require_subcommand(1);
   static bool json = false;
   static std::vector<std::string> files;
@@ -70,7 +78,9 @@ void add_op(CLI::App& program, int& status) {
   CLI::App* show = op->add_subcommand("list", "systems with their tensors and options");
   show->add_flag("--json", json, "for programs");
   show->callback([] { json ? list_json() : list(); });
-  CLI::App* verify = op->add_subcommand("check", "run golden files forward and backward; exit code 1 when a tensor is past its tolerance");
+  CLI::App* verify = op->add_subcommand(
+      "check",
+      "run golden files forward and backward; exit code 1 when a tensor is past its tolerance");
   verify->add_option("FILE", files, "golden files (.h5)")->required();
   verify->callback([&status] {
     parse_device(device);
@@ -85,7 +95,9 @@ void add_op(CLI::App& program, int& status) {
     std::cout << out << '\n';
   });
   for (CLI::App* verb : {verify, run}) {
-    verb->add_option("--dtype", dtype, "f64, f32 or bf16")->capture_default_str()->check(CLI::IsMember({"f64", "f32", "bf16"}));
+    verb->add_option("--dtype", dtype, "f64, f32 or bf16")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"f64", "f32", "bf16"}));
     verb->add_option("--device", device, "where it runs")->capture_default_str();
   }
 }

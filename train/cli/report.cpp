@@ -8,7 +8,8 @@
 namespace fovea::train::cli {
 
 void add_report(CLI::App& program, int&) {
-  CLI::App* report = program.add_subcommand("report", "one page (HTML, with SVG, PNG and CSV beside it) on one or several runs");
+  CLI::App* report = program.add_subcommand(
+      "report", "one page (HTML, with SVG, PNG and CSV beside it) on one or several runs");
   static std::vector<std::string> runs;
   static std::string out;
   report->add_option("RUN", runs, "run folders")->required();
@@ -17,7 +18,8 @@ void add_report(CLI::App& program, int&) {
     std::vector<std::filesystem::path> folders;
     folders.reserve(runs.size());
     for (const std::string& run : runs) folders.push_back(RunFolder::open(run).path());
-    const std::filesystem::path page = out.empty() ? folders.front() / "report.html" : std::filesystem::path(out);
+    const std::filesystem::path page =
+        out.empty() ? folders.front() / "report.html" : std::filesystem::path(out);
     write_report(folders, page);
     std::cout << page.string() << '\n';
   });

@@ -24,11 +24,16 @@ void catch_signals() {
 
 void describe(const Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
   const data::Description& d = trainer.data();
-  std::cout << experiment.model.kind() << " with " << short_count(static_cast<double>(trainer.model().module().parameter_count())) << " parameters on "
-            << d.name;
-  if (d.is_tokens) std::cout << " (vocabulary " << d.vocab_size << ", context " << d.context << ")";
-  else std::cout << " (" << d.channels << " x " << d.height << " x " << d.width << ", " << d.classes << " classes)";
-  std::cout << ", " << experiment.train.precision << ", " << experiment.train.steps << " steps of " << experiment.train.batch << '\n'
+  std::cout << experiment.model.kind() << " with "
+            << short_count(static_cast<double>(trainer.model().module().parameter_count()))
+            << " parameters on " << d.name;
+  if (d.is_tokens)
+    std::cout << " (vocabulary " << d.vocab_size << ", context " << d.context << ")";
+  else
+    std::cout << " (" << d.channels << " x " << d.height << " x " << d.width << ", " << d.classes
+              << " classes)";
+  std::cout << ", " << experiment.train.precision << ", " << experiment.train.steps << " steps of "
+            << experiment.train.batch << '\n'
             << folder.path().string() << std::endl;
 }
 
@@ -45,13 +50,15 @@ int run(Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
   describe(experiment, trainer, folder);
   const Outcome outcome = trainer.train(folder, stop_signal, std::cout, isatty(STDOUT_FILENO) != 0);
   if (outcome.stopped_by != 0) {
-    std::cout << "stopped at step " << outcome.step << "; go on with: fovea resume " << folder.path().string() << '\n';
+    std::cout << "stopped at step " << outcome.step << "; go on with: fovea resume "
+              << folder.path().string() << '\n';
     return 128 + outcome.stopped_by;
   }
   write_pages(experiment, trainer, folder);
   if (outcome.held_out) {
-    std::cout << "held-out loss " << outcome.held_out->loss / outcome.held_out->scored << " nats, accuracy "
-              << 100.0 * outcome.held_out->correct / outcome.held_out->scored << " %, after " << short_time(outcome.seconds) << " of training\n";
+    std::cout << "held-out loss " << outcome.held_out->loss / outcome.held_out->scored
+              << " nats, accuracy " << 100.0 * outcome.held_out->correct / outcome.held_out->scored
+              << " %, after " << short_time(outcome.seconds) << " of training\n";
   }
   std::cout << "report: " << folder.report().string() << '\n';
   return 0;
@@ -59,10 +66,13 @@ int run(Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
 
 }  // namespace
 
-void load_experiment(Experiment& experiment, const RunFolder& folder) { config::load(experiment, folder.config()); }
+void load_experiment(Experiment& experiment, const RunFolder& folder) {
+  config::load(experiment, folder.config());
+}
 
 void add_train(CLI::App& program, int& status) {
-  CLI::App* train = program.add_subcommand("train", "train what a config file describes; every key is also a flag: --optimizer.lr=3e-4");
+  CLI::App* train = program.add_subcommand(
+      "train", "train what a config file describes; every key is also a flag: --optimizer.lr=3e-4");
   train->allow_extras();
   auto config = std::make_shared<std::string>();
   train->add_option("CONFIG", *config, "experiment file (TOML)")->required();
@@ -78,12 +88,15 @@ void add_train(CLI::App& program, int& status) {
     if (config->empty()) throw config::ConfigError("config: the name of the file is empty");
     Experiment experiment;
     config::load(experiment, *config, config::parse_flags(train->remaining()));
-    Trainer trainer(experiment);  // before the folder: whatever does not fit is said before anything is created
-    const RunFolder folder = RunFolder::create(experiment.train.runs, experiment.name, config::resolved_toml(experiment));
+    Trainer trainer(
+        experiment);  // before the folder: whatever does not fit is said before anything is created
+    const RunFolder folder = RunFolder::create(experiment.train.runs, experiment.name,
+                                               config::resolved_toml(experiment));
     status = run(experiment, trainer, folder);
   });
 
-  CLI::App* resume = program.add_subcommand("resume", "go on with a run from its last checkpoint, as if it had never stopped");
+  CLI::App* resume = program.add_subcommand(
+      "resume", "go on with a run from its last checkpoint, as if it had never stopped");
   auto path = std::make_shared<std::string>();
   resume->add_option("RUN", *path, "run folder")->required();
   resume->callback([path, &status] {
@@ -97,8 +110,10 @@ void add_train(CLI::App& program, int& status) {
     Trainer trainer(experiment);
     trainer.load(checkpoint);
     if (trainer.completed_steps() >= experiment.train.steps) {
-      std::cout << folder.path().string() << ": all " << experiment.train.steps << " steps are done\n";
-      if (!std::filesystem::exists(folder.report())) write_pages(experiment, trainer, folder);  // killed after its last step
+      std::cout << folder.path().string() << ": all " << experiment.train.steps
+                << " steps are done\n";
+      if (!std::filesystem::exists(folder.report()))
+        write_pages(experiment, trainer, folder);  // killed after its last step
       return;
     }
     std::cout << "from step " << trainer.completed_steps() << ": ";

@@ -16,7 +16,8 @@ namespace {
 constexpr int64_t kBlock = 16384;  // elements: 64 KiB of each stream
 
 bool is_embedding(const std::string& name) {
-  return name == "token.weight" || name == "position.weight" || name == "pos_embed" || name == "cls_token";
+  return name == "token.weight" || name == "position.weight" || name == "pos_embed" ||
+         name == "cls_token";
 }
 bool is_head(const std::string& name) { return name.starts_with("head."); }
 
@@ -39,7 +40,8 @@ void for_blocks(const std::vector<Slot>& slots, F&& f) {
   for (const Slot& slot : slots) {
     if (!slot.variable.grad().defined()) continue;
     const int64_t n = slot.variable.value().numel();
-    for (int64_t begin = 0; begin < n; begin += kBlock) pieces.push_back({&slot, begin, std::min(n, begin + kBlock)});
+    for (int64_t begin = 0; begin < n; begin += kBlock)
+      pieces.push_back({&slot, begin, std::min(n, begin + kBlock)});
   }
   parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
@@ -49,13 +51,17 @@ void for_blocks(const std::vector<Slot>& slots, F&& f) {
   });
 }
 
-std::vector<Slot> make_slots(const Parameters& parameters, const OptimizerOptions& options, bool second) {
+std::vector<Slot> make_slots(const Parameters& parameters, const OptimizerOptions& options,
+                             bool second) {
   std::vector<Slot> slots;
   for (const nn::NamedParameter& p : parameters) {
     const Tensor& value = p.variable.value();
-    FOVEA_CHECK(value.dtype() == Dtype::f32 && value.is_contiguous(), "optimizer: ", p.name, " is ", value.dtype(), "; expected contiguous f32");
-    const bool decays = is_embedding(p.name) ? options.decay_embeddings : value.rank() >= 2 || options.decay_vectors;
-    slots.push_back({p.name, p.variable, Tensor::zeros_like(value), second ? Tensor::zeros_like(value) : Tensor(), decays});
+    FOVEA_CHECK(value.dtype() == Dtype::f32 && value.is_contiguous(), "optimizer: ", p.name, " is ",
+                value.dtype(), "; expected contiguous f32");
+    const bool decays = is_embedding(p.name) ? options.decay_embeddings
+                                             : value.rank() >= 2 || options.decay_vectors;
+    slots.push_back({p.name, p.variable, Tensor::zeros_like(value),
+                     second ? Tensor::zeros_like(value) : Tensor(), decays});
   }
   return slots;
 }
@@ -70,34 +76,39 @@ void make_gradients_contiguous(const std::vector<Slot>& slots) {
   }
 }
 
-void append_state(NamedTensors& out, const std::vector<Slot>& slots, const std::string& first, const std::string& second) {
+void append_state(NamedTensors& out, const std::vector<Slot>& slots, const std::string& first,
+                  const std::string& second) {
   for (const Slot& slot : slots) {
     out.emplace_back(first + "." + slot.name, slot.first);
     if (slot.second.defined()) out.emplace_back(second + "." + slot.name, slot.second);
   }
 }
 
-void adamw(const std::vector<Slot>& slots, const OptimizerOptions& o, int64_t t, double lr, double factor) {
+void adamw(const std::vector<Slot>& slots, const OptimizerOptions& o, int64_t t, double lr,
+           double factor) {
   make_gradients_contiguous(slots);
   AdamwStep s{};
   s.factor = static_cast<float>(factor);
   s.beta1 = static_cast<float>(o.beta1);
   s.beta2 = static_cast<float>(o.beta2);
   s.step_size = static_cast<float>(lr / (1.0 - std::pow(o.beta1, static_cast<double>(t))));
-  s.root_scale = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(o.beta2, static_cast<double>(t))));
+  s.root_scale =
+      static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(o.beta2, static_cast<double>(t))));
   s.eps = static_cast<float>(o.eps);
   const auto shrink = static_cast<float>(1.0 - lr * o.weight_decay);
   for_blocks(slots, [&](const Slot& slot, int64_t begin, int64_t n) {
     AdamwStep mine = s;
     mine.shrink = slot.decays ? shrink : 1.0f;
-    FOVEA_SIMD_CALL(adamw_update, slot.variable.value().data<float>() + begin, gradient(slot) + begin, slot.first.data<float>() + begin,
+    FOVEA_SIMD_CALL(adamw_update, slot.variable.value().data<float>() + begin,
+                    gradient(slot) + begin, slot.first.data<float>() + begin,
                     slot.second.data<float>() + begin, n, mine);
   });
 }
 
 class Adamw final : public Optimizer {
  public:
-  Adamw(const OptimizerOptions& options, const Parameters& parameters) : options_(options), slots_(make_slots(parameters, options, true)) {}
+  Adamw(const OptimizerOptions& options, const Parameters& parameters)
+      : options_(options), slots_(make_slots(parameters, options, true)) {}
   NamedTensors state() const override {
     NamedTensors out;
     append_state(out, slots_, "m", "v");
@@ -113,7 +124,8 @@ class Adamw final : public Optimizer {
 // SGD with momentum, and Lion: one state tensor each.
 class OneMoment final : public Optimizer {
  public:
-  OneMoment(const OptimizerOptions& options, const Parameters& parameters) : options_(options), slots_(make_slots(parameters, options, false)) {}
+  OneMoment(const OptimizerOptions& options, const Parameters& parameters)
+      : options_(options), slots_(make_slots(parameters, options, false)) {}
   NamedTensors state() const override {
     NamedTensors out;
     append_state(out, slots_, "m", "");
@@ -128,24 +140,32 @@ class OneMoment final : public Optimizer {
       float* p = slot.variable.value().data<float>() + begin;
       const float* g = gradient(slot) + begin;
       float* m = slot.first.data<float>() + begin;
-      const float shrink = slot.decays ? static_cast<float>(1.0 - lr * options_.weight_decay) : 1.0f;
+      const float shrink =
+          slot.decays ? static_cast<float>(1.0 - lr * options_.weight_decay) : 1.0f;
       const auto f = static_cast<float>(factor), rate = static_cast<float>(lr);
-      if (lion) FOVEA_SIMD_CALL(lion_update, p, g, m, n, f, rate, static_cast<float>(options_.beta1), static_cast<float>(options_.beta2), shrink);
-      else FOVEA_SIMD_CALL(sgd_update, p, g, m, n, f, rate, static_cast<float>(options_.momentum), options_.nesterov, shrink);
+      if (lion)
+        FOVEA_SIMD_CALL(lion_update, p, g, m, n, f, rate, static_cast<float>(options_.beta1),
+                        static_cast<float>(options_.beta2), shrink);
+      else
+        FOVEA_SIMD_CALL(sgd_update, p, g, m, n, f, rate, static_cast<float>(options_.momentum),
+                        options_.nesterov, shrink);
     });
   }
   OptimizerOptions options_;
   std::vector<Slot> slots_;
 };
 
-// Muon (Jordan et al. 2024): momentum, made nearly orthogonal by a quintic Newton-Schulz iteration. For hidden matrices;
-// embeddings, heads and vectors take AdamW with adam_lr under the same schedule.
+// Muon (Jordan et al. 2024): momentum, made nearly orthogonal by a quintic Newton-Schulz iteration.
+// For hidden matrices; embeddings, heads and vectors take AdamW with adam_lr under the same
+// schedule.
 class Muon final : public Optimizer {
  public:
   Muon(const OptimizerOptions& options, const Parameters& parameters) : options_(options) {
     Parameters matrices, rest;
     for (const nn::NamedParameter& p : parameters) {
-      (p.variable.value().rank() == 2 && !is_embedding(p.name) && !is_head(p.name) ? matrices : rest).push_back(p);
+      (p.variable.value().rank() == 2 && !is_embedding(p.name) && !is_head(p.name) ? matrices
+                                                                                   : rest)
+          .push_back(p);
     }
     matrices_ = make_slots(matrices, options, false);
     rest_ = make_slots(rest, options, true);
@@ -167,7 +187,8 @@ class Muon final : public Optimizer {
       axpy_(slot.first, factor, slot.variable.grad());
       Tensor direction = scale(slot.first, options_.momentum);  // Nesterov
       axpy_(direction, factor, slot.variable.grad());
-      const double aspect = std::sqrt(std::max(1.0, static_cast<double>(p.dim(0)) / static_cast<double>(p.dim(1))));
+      const double aspect =
+          std::sqrt(std::max(1.0, static_cast<double>(p.dim(0)) / static_cast<double>(p.dim(1))));
       scale_(p, 1.0 - lr * options_.weight_decay);
       axpy_(p, -lr * aspect, orthogonalised(direction));
     }
@@ -194,15 +215,18 @@ class Muon final : public Optimizer {
 
 }  // namespace
 
-std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options, const Parameters& parameters) {
+std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
+                                          const Parameters& parameters) {
   std::map<const void*, std::string> names;
   for (const nn::NamedParameter& p : parameters) {
     const auto [other, is_new] = names.emplace(p.variable.state(), p.name);
-    FOVEA_CHECK(is_new, "optimizer: ", other->second, " and ", p.name, " are one parameter, which would move twice a step; list it once");
+    FOVEA_CHECK(is_new, "optimizer: ", other->second, " and ", p.name,
+                " are one parameter, which would move twice a step; list it once");
   }
   if (options.kind == "adamw") return std::make_unique<Adamw>(options, parameters);
   if (options.kind == "muon") return std::make_unique<Muon>(options, parameters);
-  FOVEA_CHECK(options.kind == "sgd" || options.kind == "lion", "optimizer: unknown kind ", options.kind);
+  FOVEA_CHECK(options.kind == "sgd" || options.kind == "lion", "optimizer: unknown kind ",
+              options.kind);
   return std::make_unique<OneMoment>(options, parameters);
 }
 
@@ -213,11 +237,13 @@ double global_norm(const Parameters& parameters) {
     if (!p.variable.grad().defined()) continue;
     keep.push_back(p.variable.grad().contiguous());
     const int64_t n = keep.back().numel();
-    for (int64_t begin = 0; begin < n; begin += kBlock) pieces.emplace_back(keep.back().data<float>() + begin, std::min(kBlock, n - begin));
+    for (int64_t begin = 0; begin < n; begin += kBlock)
+      pieces.emplace_back(keep.back().data<float>() + begin, std::min(kBlock, n - begin));
   }
   std::vector<double> sums(pieces.size());
   parallel_for(0, static_cast<int64_t>(pieces.size()), 4, [&](int64_t from, int64_t to) {
-    for (auto i = static_cast<size_t>(from); i < static_cast<size_t>(to); ++i) sums[i] = FOVEA_SIMD_CALL(sum_of_squares, pieces[i].first, pieces[i].second);
+    for (auto i = static_cast<size_t>(from); i < static_cast<size_t>(to); ++i)
+      sums[i] = FOVEA_SIMD_CALL(sum_of_squares, pieces[i].first, pieces[i].second);
   });
   double total = 0.0;
   for (const double sum : sums) total += sum;
@@ -231,21 +257,25 @@ std::optional<std::string> first_nonfinite(const Parameters& parameters) {
       if (!t.defined()) continue;
       const std::vector<float> values = t.to_vector<float>();
       for (size_t i = 0; i < values.size(); ++i) {
-        if (!std::isfinite(values[i])) return concat(gradients ? "gradient of " : "value of ", p.name, ' ', t.shape(), ", element ", i, ": ", values[i]);
+        if (!std::isfinite(values[i]))
+          return concat(gradients ? "gradient of " : "value of ", p.name, ' ', t.shape(),
+                        ", element ", i, ": ", values[i]);
       }
     }
   }
   return std::nullopt;
 }
 
-// ---- EMA ---------------------------------------------------------------------------------------------------------
+// ---- EMA ----------------------------------------------------------------------------------------
 
 Ema::Ema(const Parameters& parameters, double decay) : parameters_(parameters), decay_(decay) {
-  for (const nn::NamedParameter& p : parameters) averages_.emplace_back(p.name, p.variable.value().clone());
+  for (const nn::NamedParameter& p : parameters)
+    averages_.emplace_back(p.name, p.variable.value().clone());
 }
 
 void Ema::update() {
-  FOVEA_CHECK(!swapped_, "ema: update while the averages stand in the parameters; end the Swap first");
+  FOVEA_CHECK(!swapped_,
+              "ema: update while the averages stand in the parameters; end the Swap first");
   const auto rest = static_cast<float>(1.0 - decay_);
   for (size_t i = 0; i < parameters_.size(); ++i) {
     float* average = averages_[i].second.data<float>();
@@ -257,7 +287,8 @@ void Ema::update() {
 }
 
 Ema::Swap::Swap(Ema& ema) : ema_(ema) {
-  FOVEA_CHECK(!ema.swapped_, "ema: the averages stand in the parameters already; end the other Swap first");
+  FOVEA_CHECK(!ema.swapped_,
+              "ema: the averages stand in the parameters already; end the other Swap first");
   ema_.exchange();
 }
 
@@ -265,7 +296,8 @@ void Ema::exchange() {
   swapped_ = !swapped_;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     float* average = averages_[i].second.data<float>();
-    std::swap_ranges(average, average + averages_[i].second.numel(), parameters_[i].variable.value().data<float>());
+    std::swap_ranges(average, average + averages_[i].second.numel(),
+                     parameters_[i].variable.value().data<float>());
   }
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Optimizers, each fused over all parameters: one pass over fixed blocks of the concatenation of everything that moves.
-// Parameters and states are f32; results do not depend on the number of threads.
+// Optimizers, each fused over all parameters: one pass over fixed blocks of the concatenation of
+// everything that moves. Parameters and states are f32; results do not depend on the number of
+// threads.
 
 #include <memory>
 #include <optional>
@@ -20,7 +21,8 @@ using Parameters = std::vector<nn::NamedParameter>;
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
-  // One update from the gradients, each multiplied by `factor` first (clipping). Parameters without gradient stay.
+  // One update from the gradients, each multiplied by `factor` first (clipping). Parameters without
+  // gradient stay.
   void step(double lr, double factor) {
     ++steps_;
     update(lr, factor);
@@ -39,16 +41,18 @@ class Optimizer {
 };
 
 // Throws for a parameter that is not f32, and for one that is listed twice.
-std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options, const Parameters& parameters);
+std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
+                                          const Parameters& parameters);
 
 // Root of the sum of squares of all gradients.
 double global_norm(const Parameters& parameters);
 
-// The first NaN or infinity among gradients, then among values: "gradient of blocks.3.mlp.up.weight, element 17: nan".
+// The first NaN or infinity among gradients, then among values: "gradient of
+// blocks.3.mlp.up.weight, element 17: nan".
 std::optional<std::string> first_nonfinite(const Parameters& parameters);
 
-// Averaged weights (Polyak): average <- decay average + (1 - decay) weights, after each step. update() throws while a
-// Swap lives.
+// Averaged weights (Polyak): average <- decay average + (1 - decay) weights, after each step.
+// update() throws while a Swap lives.
 class Ema {
  public:
   Ema(const Parameters& parameters, double decay);

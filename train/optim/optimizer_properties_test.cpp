@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What optimizer_test.cpp leaves open: Muon step by step against its definition, thread independence where products are
-// split, norms of extreme gradients, gradients that are absent or views, and bad input.
+// What optimizer_test.cpp leaves open: Muon step by step against its definition, thread
+// independence where products are split, norms of extreme gradients, gradients that are absent or
+// views, and bad input.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -20,7 +21,9 @@ Tensor random(const Shape& shape, const std::string& name, uint64_t step = 0) {
   fill_normal(t, RngKey(12, "test", name, step));
   return t;
 }
-Parameters one(const std::string& name, const Shape& shape) { return {{name, Variable(random(shape, name), true)}}; }
+Parameters one(const std::string& name, const Shape& shape) {
+  return {{name, Variable(random(shape, name), true)}};
+}
 
 // Row-major matrices in double.
 struct Matrix {
@@ -46,7 +49,8 @@ Matrix product(const Matrix& a, const Matrix& b) {
   return out;
 }
 
-// X <- a X + b (X X^T) X + c (X X^T)^2 X from G / |G|, on the side that is shorter (Jordan et al. 2024).
+// X <- a X + b (X X^T) X + c (X X^T)^2 X from G / |G|, on the side that is shorter (Jordan et al.
+// 2024).
 Matrix newton_schulz(Matrix g, int64_t steps) {
   const bool tall = g.rows > g.columns;
   if (tall) g = transposed(g);
@@ -54,14 +58,17 @@ Matrix newton_schulz(Matrix g, int64_t steps) {
   for (const double value : g.x) squares += value * value;
   for (double& value : g.x) value /= std::sqrt(squares) + 1e-7;
   for (int64_t s = 0; s < steps; ++s) {
-    const Matrix gram = product(g, transposed(g)), cubic = product(gram, g), quintic = product(gram, cubic);
-    for (size_t i = 0; i < g.x.size(); ++i) g.x[i] = 3.4445 * g.x[i] - 4.7750 * cubic.x[i] + 2.0315 * quintic.x[i];
+    const Matrix gram = product(g, transposed(g)), cubic = product(gram, g),
+                 quintic = product(gram, cubic);
+    for (size_t i = 0; i < g.x.size(); ++i)
+      g.x[i] = 3.4445 * g.x[i] - 4.7750 * cubic.x[i] + 2.0315 * quintic.x[i];
   }
   return tall ? transposed(g) : g;
 }
 
 TEST(Muon, FollowsItsDefinitionOnWideSquareAndTallMatrices) {
-  for (const Shape& shape : {Shape{7, 33}, Shape{17, 17}, Shape{41, 5}, Shape{1, 15}, Shape{15, 1}}) {
+  for (const Shape& shape :
+       {Shape{7, 33}, Shape{17, 17}, Shape{41, 5}, Shape{1, 15}, Shape{15, 1}}) {
     OptimizerOptions options;
     options.kind = "muon";
     options.momentum = 0.95;
@@ -80,25 +87,36 @@ TEST(Muon, FollowsItsDefinitionOnWideSquareAndTallMatrices) {
         direction.x[i] = factor * g[i] + options.momentum * m[i];
       }
       const Matrix update = newton_schulz(direction, options.newton_schulz);
-      for (size_t i = 0; i < p.size(); ++i) p[i] -= lr * options.weight_decay * p[i] + lr * std::sqrt(std::max(1.0, rows / columns)) * update.x[i];
+      for (size_t i = 0; i < p.size(); ++i)
+        p[i] -= lr * options.weight_decay * p[i] +
+                lr * std::sqrt(std::max(1.0, rows / columns)) * update.x[i];
       optimizer->step(lr, factor);
     }
     const std::vector<double> found = weight.value().to_vector<double>();
-    for (size_t i = 0; i < p.size(); ++i) ASSERT_NEAR(found[i], p[i], 3e-5) << shape << " element " << i;
+    for (size_t i = 0; i < p.size(); ++i)
+      ASSERT_NEAR(found[i], p[i], 3e-5) << shape << " element " << i;
   }
 }
 
 TEST(Muon, LeavesEmbeddingsHeadsVectorsAndStacksToAdamw) {
   Parameters parameters;
-  for (const auto& [name, shape] : std::vector<std::pair<std::string, Shape>>{{"token.weight", {5, 4}}, {"position.weight", {5, 4}}, {"pos_embed", {1, 3, 4}},
-           {"head.weight", {5, 4}}, {"blocks.0.norm1.weight", {4}}, {"blocks.0.attention.qkv.weight", {12, 4}}}) {
+  for (const auto& [name, shape] :
+       std::vector<std::pair<std::string, Shape>>{{"token.weight", {5, 4}},
+                                                  {"position.weight", {5, 4}},
+                                                  {"pos_embed", {1, 3, 4}},
+                                                  {"head.weight", {5, 4}},
+                                                  {"blocks.0.norm1.weight", {4}},
+                                                  {"blocks.0.attention.qkv.weight", {12, 4}}}) {
     parameters.push_back({name, Variable(random(shape, name), true)});
   }
   OptimizerOptions options;
   options.kind = "muon";
   std::vector<std::string> names;
-  for (const auto& [name, tensor] : make_optimizer(options, parameters)->state()) names.push_back(name);
-  EXPECT_EQ(std::count_if(names.begin(), names.end(), [](const std::string& n) { return n.starts_with("v."); }), 5);
+  for (const auto& [name, tensor] : make_optimizer(options, parameters)->state())
+    names.push_back(name);
+  EXPECT_EQ(std::count_if(names.begin(), names.end(),
+                          [](const std::string& n) { return n.starts_with("v."); }),
+            5);
   EXPECT_EQ(std::count(names.begin(), names.end(), "v.blocks.0.attention.qkv.weight"), 0);
 }
 
@@ -121,7 +139,8 @@ TEST(Optimizer, LargeMatricesMoveAlikeOnOneAndTwoThreads) {
         pair->step(0.02, 1.0);
       }
       set_num_threads(threads);
-      EXPECT_EQ(a[0].variable.value().to_vector<float>(), b[0].variable.value().to_vector<float>()) << kind << ' ' << shape;
+      EXPECT_EQ(a[0].variable.value().to_vector<float>(), b[0].variable.value().to_vector<float>())
+          << kind << ' ' << shape;
     }
   }
 }
@@ -142,7 +161,9 @@ TEST(GlobalNorm, HasTheSameBitsUnderBothInstructionSets) {
     for (const double value : x.to_vector<double>()) expected += value * value;
     const double narrow = avx2::sum_of_squares(x.data<float>(), n);
     EXPECT_NEAR(narrow, expected, 1e-12 * expected);
-    if (cpu_isa() != Isa::avx2) { EXPECT_EQ(avx512::sum_of_squares(x.data<float>(), n), narrow) << n; }
+    if (cpu_isa() != Isa::avx2) {
+      EXPECT_EQ(avx512::sum_of_squares(x.data<float>(), n), narrow) << n;
+    }
   }
 }
 
@@ -153,11 +174,13 @@ TEST(Muon, TheSizeOfTheGradientDoesNotMatter) {
     const Parameters parameters = one("w", {9, 9}), scaled = one("w", {9, 9});
     for (const Parameters* which : {&parameters, &scaled}) {
       const Tensor g = random({9, 9}, "grad");
-      if (which == &scaled) for (int64_t i = 0; i < g.numel(); ++i) g.data<float>()[i] *= size;
+      if (which == &scaled)
+        for (int64_t i = 0; i < g.numel(); ++i) g.data<float>()[i] *= size;
       (*which)[0].variable.set_grad(g);
       make_optimizer(options, *which)->step(0.02, 1.0);
     }
-    const auto a = parameters[0].variable.value().to_vector<float>(), b = scaled[0].variable.value().to_vector<float>();
+    const auto a = parameters[0].variable.value().to_vector<float>(),
+               b = scaled[0].variable.value().to_vector<float>();
     for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-5) << size;
   }
 }
@@ -174,7 +197,9 @@ TEST(Optimizer, AbsentGradientsLeaveAParameterAndItsStateAlone) {
     optimizer->step(0.1, 1.0);
     EXPECT_EQ(parameters[0].variable.value().to_vector<float>(), before) << kind;
     for (const auto& [name, tensor] : optimizer->state()) {
-      if (name.ends_with(".a")) { EXPECT_EQ(tensor.to_vector<float>(), std::vector<float>(15, 0.0f)) << kind; }
+      if (name.ends_with(".a")) {
+        EXPECT_EQ(tensor.to_vector<float>(), std::vector<float>(15, 0.0f)) << kind;
+      }
     }
   }
 }
@@ -190,7 +215,8 @@ TEST(Optimizer, AGradientThatIsATransposedViewCountsElementByElement) {
     EXPECT_EQ(global_norm(a), global_norm(b));
     make_optimizer(options, a)->step(0.1, 0.5);
     make_optimizer(options, b)->step(0.1, 0.5);
-    EXPECT_EQ(a[0].variable.value().to_vector<float>(), b[0].variable.value().to_vector<float>()) << kind;
+    EXPECT_EQ(a[0].variable.value().to_vector<float>(), b[0].variable.value().to_vector<float>())
+        << kind;
   }
 }
 

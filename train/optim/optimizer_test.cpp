@@ -21,18 +21,24 @@ Tensor random(const Shape& shape, const std::string& name, uint64_t step = 0) {
 // Parameters of awkward sizes, two of them vectors.
 Parameters make_parameters() {
   Parameters parameters;
-  for (const auto& [name, shape] : std::vector<std::pair<std::string, Shape>>{
-           {"token.weight", {5, 3}}, {"blocks.0.up.weight", {17, 15}}, {"norm.weight", {1}}, {"big", {70001}}}) {
+  for (const auto& [name, shape] :
+       std::vector<std::pair<std::string, Shape>>{{"token.weight", {5, 3}},
+                                                  {"blocks.0.up.weight", {17, 15}},
+                                                  {"norm.weight", {1}},
+                                                  {"big", {70001}}}) {
     parameters.push_back({name, Variable(random(shape, name), true)});
   }
   return parameters;
 }
 
 void set_gradients(const Parameters& parameters, uint64_t step) {
-  for (const auto& p : parameters) p.variable.set_grad(random(p.variable.shape(), "grad." + p.name, step));
+  for (const auto& p : parameters)
+    p.variable.set_grad(random(p.variable.shape(), "grad." + p.name, step));
 }
 
-bool decays(const Parameters& parameters, size_t i) { return parameters[i].variable.value().rank() >= 2; }
+bool decays(const Parameters& parameters, size_t i) {
+  return parameters[i].variable.value().rank() >= 2;
+}
 
 // Each rule from its paper, in double, element by element.
 struct Definition {
@@ -44,7 +50,8 @@ struct Definition {
       v.emplace_back(p.back().size(), 0.0);
     }
   }
-  void step(const Parameters& parameters, const OptimizerOptions& o, double lr, double factor, int t) {
+  void step(const Parameters& parameters, const OptimizerOptions& o, double lr, double factor,
+            int t) {
     for (size_t i = 0; i < p.size(); ++i) {
       const std::vector<double> gradients = parameters[i].variable.grad().to_vector<double>();
       for (size_t j = 0; j < p[i].size(); ++j) {
@@ -54,7 +61,8 @@ struct Definition {
         if (o.kind == "adamw") {
           a = o.beta1 * a + (1 - o.beta1) * g;
           b = o.beta2 * b + (1 - o.beta2) * g * g;
-          update = a / (1 - std::pow(o.beta1, t)) / (std::sqrt(b / (1 - std::pow(o.beta2, t))) + o.eps);
+          update =
+              a / (1 - std::pow(o.beta1, t)) / (std::sqrt(b / (1 - std::pow(o.beta2, t))) + o.eps);
         } else if (o.kind == "sgd") {
           a = o.momentum * a + g;
           update = o.nesterov ? g + o.momentum * a : a;
@@ -86,7 +94,9 @@ TEST(Optimizer, RulesFollowTheirDefinition) {
     }
     for (size_t i = 0; i < parameters.size(); ++i) {
       const std::vector<double> found = parameters[i].variable.value().to_vector<double>();
-      for (size_t j = 0; j < found.size(); ++j) ASSERT_NEAR(found[j], definition.p[i][j], 2e-6 * (1 + std::abs(definition.p[i][j]))) << i << ' ' << j;
+      for (size_t j = 0; j < found.size(); ++j)
+        ASSERT_NEAR(found[j], definition.p[i][j], 2e-6 * (1 + std::abs(definition.p[i][j])))
+            << i << ' ' << j;
     }
   }
 }
@@ -102,14 +112,17 @@ TEST(Optimizer, MuonMovesMatricesByNearlyOrthogonalSteps) {
   const Tensor before = parameters[1].variable.value().clone();
   const std::vector<float> vector_before = parameters[3].variable.value().to_vector<float>();
   optimizer->step(0.02, 1.0);
-  const std::vector<double> b = before.to_vector<double>(), a = parameters[1].variable.value().to_vector<double>();
-  // 17 x 15: the columns of the step, over lr sqrt(17 / 15), have a Gram matrix near the identity (singular values in 0.7 to 1.2).
+  const std::vector<double> b = before.to_vector<double>(),
+                            a = parameters[1].variable.value().to_vector<double>();
+  // 17 x 15: the columns of the step, over lr sqrt(17 / 15), have a Gram matrix near the identity
+  // (singular values in 0.7 to 1.2).
   const double unit = 0.02 * std::sqrt(17.0 / 15.0);
   double trace = 0.0;
   for (size_t i = 0; i < a.size(); ++i) trace += std::pow((b[i] - a[i]) / unit, 2);
   EXPECT_GT(trace / 15, 0.6);
   EXPECT_LT(trace / 15, 1.4);
-  EXPECT_NEAR(std::abs(parameters[3].variable.value().to_vector<double>()[0] - vector_before[0]), options.adam_lr, 1e-5);  // Adam's first step
+  EXPECT_NEAR(std::abs(parameters[3].variable.value().to_vector<double>()[0] - vector_before[0]),
+              options.adam_lr, 1e-5);  // Adam's first step
 }
 
 TEST(Optimizer, AStateMovedToAFreshOneContinuesBitForBitOnAnyNumberOfThreads) {
@@ -137,7 +150,10 @@ TEST(Optimizer, AStateMovedToAFreshOneContinuesBitForBitOnAnyNumberOfThreads) {
       b->step(0.01, 0.5);
     }
     set_num_threads(threads);
-    for (size_t i = 0; i < whole.size(); ++i) EXPECT_EQ(whole[i].variable.value().to_vector<float>(), parts[i].variable.value().to_vector<float>()) << kind;
+    for (size_t i = 0; i < whole.size(); ++i)
+      EXPECT_EQ(whole[i].variable.value().to_vector<float>(),
+                parts[i].variable.value().to_vector<float>())
+          << kind;
   }
 }
 
@@ -158,7 +174,8 @@ TEST(Optimizer, TheFirstBadElementIsNamed) {
   parameters[3].variable.value().data<float>()[69999] = std::numeric_limits<float>::infinity();
   EXPECT_EQ(first_nonfinite(parameters), "value of big [70001], element 69999: inf");
   parameters[1].variable.grad().data<float>()[16] = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_EQ(first_nonfinite(parameters), "gradient of blocks.0.up.weight [17, 15], element 16: nan");
+  EXPECT_EQ(first_nonfinite(parameters),
+            "gradient of blocks.0.up.weight [17, 15], element 16: nan");
 }
 
 TEST(Ema, AveragesAndSwapsBitForBit) {
@@ -171,9 +188,11 @@ TEST(Ema, AveragesAndSwapsBitForBit) {
   {
     const Ema::Swap swap(ema);
     const std::vector<float> averaged = parameters[1].variable.value().to_vector<float>();
-    for (size_t i = 0; i < start.size(); ++i) EXPECT_NEAR(averaged[i], 0.81 * start[i] + 0.19, 1e-6);
+    for (size_t i = 0; i < start.size(); ++i)
+      EXPECT_NEAR(averaged[i], 0.81 * start[i] + 0.19, 1e-6);
   }
-  EXPECT_EQ(parameters[1].variable.value().to_vector<float>(), std::vector<float>(start.size(), 1.0f));
+  EXPECT_EQ(parameters[1].variable.value().to_vector<float>(),
+            std::vector<float>(start.size(), 1.0f));
 }
 
 TEST(Schedule, CornersOfEveryShape) {

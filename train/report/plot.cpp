@@ -21,18 +21,28 @@ std::string escape_html(const std::string& text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
 }
 
 std::vector<double> ticks(double low, double high, int count) {
-  const double span = std::max(high - low, 1e-12), rough = span / count, power = std::pow(10.0, std::floor(std::log10(rough)));
+  const double span = std::max(high - low, 1e-12), rough = span / count,
+               power = std::pow(10.0, std::floor(std::log10(rough)));
   double step = power;
   for (const double factor : {1.0, 2.0, 5.0, 10.0}) {
     step = factor * power;
@@ -41,7 +51,8 @@ std::vector<double> ticks(double low, double high, int count) {
   std::vector<double> values;
   // Counted: where doubles are further apart than a step, the next tick would be this one again.
   const double first = std::ceil(low / step - 1e-9);
-  for (int i = 0; i <= 2 * count && (first + i) * step <= high + 1e-9 * span; ++i) values.push_back((first + i) * step);
+  for (int i = 0; i <= 2 * count && (first + i) * step <= high + 1e-9 * span; ++i)
+    values.push_back((first + i) * step);
   return values;
 }
 
@@ -81,21 +92,32 @@ Frame frame_of(const Plot& plot) {
 std::string to_svg(const Plot& plot) {
   constexpr double width = 720, height = 320, left = 58, right = 14, top = 34, bottom = 40;
   const Frame f = frame_of(plot);
-  const auto px = [&](double x) { return left + (x - f.x0) / (f.x1 - f.x0) * (width - left - right); };
-  const auto py = [&](double y) { return height - bottom - (y - f.y0) / (f.y1 - f.y0) * (height - top - bottom); };
+  const auto px = [&](double x) {
+    return left + (x - f.x0) / (f.x1 - f.x0) * (width - left - right);
+  };
+  const auto py = [&](double y) {
+    return height - bottom - (y - f.y0) / (f.y1 - f.y0) * (height - top - bottom);
+  };
   std::ostringstream out;
-  out << "<svg class=\"plot\" viewBox=\"0 0 " << width << ' ' << height << "\" role=\"img\" aria-label=\"" << escape_html(plot.title) << "\">\n"
-      << "<text class=\"title\" x=\"" << left << "\" y=\"18\">" << escape_html(plot.title) << "</text>\n";
+  out << "<svg class=\"plot\" viewBox=\"0 0 " << width << ' ' << height
+      << "\" role=\"img\" aria-label=\"" << escape_html(plot.title) << "\">\n"
+      << "<text class=\"title\" x=\"" << left << "\" y=\"18\">" << escape_html(plot.title)
+      << "</text>\n";
   for (const double y : ticks(f.y0, f.y1, 5)) {
-    out << "<line class=\"grid\" x1=\"" << left << "\" x2=\"" << width - right << "\" y1=\"" << format("%.1f", py(y)) << "\" y2=\"" << format("%.1f", py(y))
-        << "\"/><text class=\"tick\" text-anchor=\"end\" x=\"" << left - 8 << "\" y=\"" << format("%.1f", py(y) + 4) << "\">" << tick_label(y) << "</text>\n";
+    out << "<line class=\"grid\" x1=\"" << left << "\" x2=\"" << width - right << "\" y1=\""
+        << format("%.1f", py(y)) << "\" y2=\"" << format("%.1f", py(y))
+        << "\"/><text class=\"tick\" text-anchor=\"end\" x=\"" << left - 8 << "\" y=\""
+        << format("%.1f", py(y) + 4) << "\">" << tick_label(y) << "</text>\n";
   }
   for (const double x : ticks(f.x0, f.x1, 8)) {
-    out << "<text class=\"tick\" text-anchor=\"middle\" x=\"" << format("%.1f", px(x)) << "\" y=\"" << height - bottom + 18 << "\">" << tick_label(x) << "</text>\n";
+    out << "<text class=\"tick\" text-anchor=\"middle\" x=\"" << format("%.1f", px(x)) << "\" y=\""
+        << height - bottom + 18 << "\">" << tick_label(x) << "</text>\n";
   }
-  out << "<text class=\"tick\" text-anchor=\"end\" x=\"" << width - right << "\" y=\"" << height - 6 << "\">" << escape_html(plot.x_label) << "</text>\n";
-  out << "<svg x=\"" << left << "\" y=\"" << top << "\" width=\"" << width - left - right << "\" height=\"" << height - top - bottom << "\" viewBox=\"" << left << ' '
-      << top << ' ' << width - left - right << ' ' << height - top - bottom << "\">\n";
+  out << "<text class=\"tick\" text-anchor=\"end\" x=\"" << width - right << "\" y=\"" << height - 6
+      << "\">" << escape_html(plot.x_label) << "</text>\n";
+  out << "<svg x=\"" << left << "\" y=\"" << top << "\" width=\"" << width - left - right
+      << "\" height=\"" << height - top - bottom << "\" viewBox=\"" << left << ' ' << top << ' '
+      << width - left - right << ' ' << height - top - bottom << "\">\n";
   for (const Line& line : plot.lines) {
     std::ostringstream path;
     bool pen = false;
@@ -107,12 +129,14 @@ std::string to_svg(const Plot& plot) {
       path << (pen ? 'L' : 'M') << format("%.1f", px(x)) << ' ' << format("%.1f", py(y));
       pen = true;
     }
-    out << "<path class=\"line" << (line.faint ? " faint" : "") << "\" style=\"stroke:var(--c" << line.color % kColors << ")\" d=\"" << path.str() << "\"/>\n";
+    out << "<path class=\"line" << (line.faint ? " faint" : "") << "\" style=\"stroke:var(--c"
+        << line.color % kColors << ")\" d=\"" << path.str() << "\"/>\n";
     if (!line.markers) continue;
     for (const auto& [x, y] : line.points) {
       if (std::isfinite(y)) {
-        out << "<circle style=\"fill:var(--c" << line.color % kColors << ")\" r=\"3\" cx=\"" << format("%.1f", px(x)) << "\" cy=\"" << format("%.1f", py(y))
-            << "\"><title>" << tick_label(x) << ": " << format("%.5g", y) << "</title></circle>\n";
+        out << "<circle style=\"fill:var(--c" << line.color % kColors << ")\" r=\"3\" cx=\""
+            << format("%.1f", px(x)) << "\" cy=\"" << format("%.1f", py(y)) << "\"><title>"
+            << tick_label(x) << ": " << format("%.5g", y) << "</title></circle>\n";
       }
     }
   }
@@ -122,7 +146,8 @@ std::string to_svg(const Plot& plot) {
     if (line->label.empty() || line->faint) continue;
     const double size = 7.0 * static_cast<double>(line->label.size()) + 26;
     at -= size;
-    out << "<line class=\"line\" style=\"stroke:var(--c" << line->color % kColors << ")\" x1=\"" << at << "\" x2=\"" << at + 14 << "\" y1=\"14\" y2=\"14\"/><text class=\"tick\" x=\""
+    out << "<line class=\"line\" style=\"stroke:var(--c" << line->color % kColors << ")\" x1=\""
+        << at << "\" x2=\"" << at + 14 << "\" y1=\"14\" y2=\"14\"/><text class=\"tick\" x=\""
         << at + 18 << "\" y=\"18\">" << escape_html(line->label) << "</text>\n";
   }
   out << "</svg>\n";
@@ -131,12 +156,16 @@ std::string to_svg(const Plot& plot) {
 
 std::string to_standalone_svg(const Plot& plot) {
   std::string svg = to_svg(plot);
-  std::string style = "<style>.plot{background:#fff}text{font:12px system-ui,sans-serif;fill:#374151}.title{font-weight:600;font-size:14px}.grid{stroke:#e5e7eb}"
-                      ".line{fill:none;stroke-width:2}.faint{opacity:.25;stroke-width:1}svg{";
+  std::string style =
+      "<style>.plot{background:#fff}text{font:12px "
+      "system-ui,sans-serif;fill:#374151}.title{font-weight:600;font-size:14px}.grid{stroke:#"
+      "e5e7eb}"
+      ".line{fill:none;stroke-width:2}.faint{opacity:.25;stroke-width:1}svg{";
   for (int c = 0; c < kColors; ++c) style += "--c" + std::to_string(c) + ":" + kPalette[c] + ";";
   style += "}</style>\n";
   svg.insert(svg.find('\n') + 1, style);
-  return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n" + svg.insert(4, " xmlns=\"http://www.w3.org/2000/svg\"");
+  return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n" +
+         svg.insert(4, " xmlns=\"http://www.w3.org/2000/svg\"");
 }
 
 }  // namespace fovea::train

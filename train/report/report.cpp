@@ -32,7 +32,8 @@ std::map<std::string, std::string> flatten(const std::string& toml) {
   while (std::getline(in, line)) {
     if (line.starts_with('[')) {
       section = line.substr(1, line.find(']') - 1) + ".";
-    } else if (const size_t equals = line.find(" = "); equals != std::string::npos && !line.starts_with('#')) {
+    } else if (const size_t equals = line.find(" = ");
+               equals != std::string::npos && !line.starts_with('#')) {
       std::string value = line.substr(equals + 3);
       if (!value.starts_with('"')) value = value.substr(0, value.find("  #"));
       settings[section + line.substr(0, equals)] = value;
@@ -43,17 +44,22 @@ std::map<std::string, std::string> flatten(const std::string& toml) {
 
 Run read_run(const std::filesystem::path& path) {
   Run run;
-  run.name = path.filename().empty() ? path.parent_path().filename().string() : path.filename().string();
+  run.name =
+      path.filename().empty() ? path.parent_path().filename().string() : path.filename().string();
   run.config = read_file(path / "config.toml");
   run.settings = flatten(run.config);
-  FOVEA_CHECK(std::filesystem::exists(path / "metrics.jsonl"), "report: ", path.string(), " has no metrics.jsonl");
-  for (Metrics& metrics : read_metrics(path / "metrics.jsonl")) (metrics.split == "val" ? run.val : run.train).push_back(std::move(metrics));
-  FOVEA_CHECK(!run.train.empty(), "report: ", (path / "metrics.jsonl").string(), " holds no training steps");
+  FOVEA_CHECK(std::filesystem::exists(path / "metrics.jsonl"), "report: ", path.string(),
+              " has no metrics.jsonl");
+  for (Metrics& metrics : read_metrics(path / "metrics.jsonl"))
+    (metrics.split == "val" ? run.val : run.train).push_back(std::move(metrics));
+  FOVEA_CHECK(!run.train.empty(), "report: ", (path / "metrics.jsonl").string(),
+              " holds no training steps");
   if (std::filesystem::exists(path / "sample.txt")) run.sample = read_file(path / "sample.txt");
   return run;
 }
 
-std::vector<std::pair<double, double>> points(const std::vector<Metrics>& metrics, const std::string& name) {
+std::vector<std::pair<double, double>> points(const std::vector<Metrics>& metrics,
+                                              const std::string& name) {
   std::vector<std::pair<double, double>> out;
   out.reserve(metrics.size());
   for (const Metrics& m : metrics) out.emplace_back(static_cast<double>(m.step), m.value(name));
@@ -84,15 +90,19 @@ Plot loss_plot(const std::vector<Run>& runs) {
     const auto raw = points(runs[i].train, "loss");
     plot.lines.push_back({"", color, raw, true, false});
     plot.lines.push_back({one ? "training" : runs[i].name, color, smooth(raw), false, false});
-    if (!runs[i].val.empty()) plot.lines.push_back({one ? "held out" : "", one ? 1 : color, points(runs[i].val, "loss"), false, true});
+    if (!runs[i].val.empty())
+      plot.lines.push_back(
+          {one ? "held out" : "", one ? 1 : color, points(runs[i].val, "loss"), false, true});
   }
   return plot;
 }
 
-Plot simple_plot(const std::vector<Run>& runs, const std::string& title, const std::string& value, bool val) {
+Plot simple_plot(const std::vector<Run>& runs, const std::string& title, const std::string& value,
+                 bool val) {
   Plot plot{title, "step", "", {}};
   for (size_t i = 0; i < runs.size(); ++i) {
-    plot.lines.push_back({runs.size() > 1 ? runs[i].name : "", static_cast<int>(i), points(val ? runs[i].val : runs[i].train, value), false, val});
+    plot.lines.push_back({runs.size() > 1 ? runs[i].name : "", static_cast<int>(i),
+                          points(val ? runs[i].val : runs[i].train, value), false, val});
   }
   return plot;
 }
@@ -113,16 +123,22 @@ double median_speed(const Run& run) {
 
 std::string table(const std::vector<Run>& runs) {
   std::ostringstream out;
-  out << "<table><thead><tr><th>run</th><th>steps</th><th>training loss</th><th>held-out loss</th><th>best</th><th>accuracy</th><th>per second</th>"
+  out << "<table><thead><tr><th>run</th><th>steps</th><th>training loss</th><th>held-out "
+         "loss</th><th>best</th><th>accuracy</th><th>per second</th>"
          "<th>of peak</th><th>time</th><th>memory</th></tr></thead><tbody>\n";
   for (const Run& run : runs) {
     double best = NAN;
-    for (const Metrics& m : run.val) best = std::isfinite(best) ? std::min(best, m.value("loss")) : m.value("loss");
+    for (const Metrics& m : run.val)
+      best = std::isfinite(best) ? std::min(best, m.value("loss")) : m.value("loss");
     const Metrics& last = run.train.back();
-    const double val = run.val.empty() ? NAN : run.val.back().value("loss"), accuracy = run.val.empty() ? NAN : run.val.back().value("accuracy");
-    out << "<tr><td>" << escape_html(run.name) << "</td><td>" << last.step << "</td><td>" << number(smooth(points(run.train, "loss")).back().second, 4) << "</td><td>"
-        << number(val, 4) << "</td><td>" << number(best, 4) << "</td><td>" << number(100.0 * accuracy, 2) << " %</td><td>" << short_count(median_speed(run))
-        << "</td><td>" << number(100.0 * last.value("mfu"), 0) << " %</td><td>" << short_time(last.time_s) << "</td><td>"
+    const double val = run.val.empty() ? NAN : run.val.back().value("loss"),
+                 accuracy = run.val.empty() ? NAN : run.val.back().value("accuracy");
+    out << "<tr><td>" << escape_html(run.name) << "</td><td>" << last.step << "</td><td>"
+        << number(smooth(points(run.train, "loss")).back().second, 4) << "</td><td>"
+        << number(val, 4) << "</td><td>" << number(best, 4) << "</td><td>"
+        << number(100.0 * accuracy, 2) << " %</td><td>" << short_count(median_speed(run))
+        << "</td><td>" << number(100.0 * last.value("mfu"), 0) << " %</td><td>"
+        << short_time(last.time_s) << "</td><td>"
         << short_bytes(static_cast<int64_t>(last.value("memory_bytes"))) << "</td></tr>\n";
   }
   out << "</tbody></table>\n";
@@ -137,10 +153,13 @@ std::string differences(const std::vector<Run>& runs) {
   std::ostringstream rows;
   for (const std::string& key : keys) {
     std::set<std::string> values;
-    for (const Run& run : runs) values.insert(run.settings.contains(key) ? run.settings.at(key) : "");
+    for (const Run& run : runs)
+      values.insert(run.settings.contains(key) ? run.settings.at(key) : "");
     if (values.size() < 2) continue;
     rows << "<tr><td>" << escape_html(key) << "</td>";
-    for (const Run& run : runs) rows << "<td>" << escape_html(run.settings.contains(key) ? run.settings.at(key) : "–") << "</td>";
+    for (const Run& run : runs)
+      rows << "<td>" << escape_html(run.settings.contains(key) ? run.settings.at(key) : "–")
+           << "</td>";
     rows << "</tr>\n";
   }
   if (rows.str().empty()) return "";
@@ -158,7 +177,9 @@ std::string csv(const std::vector<Run>& runs) {
   for (const Run& run : runs) {
     for (const auto* part : {&run.train, &run.val}) {
       for (const Metrics& m : *part) {
-        for (const auto& [name, value] : m.values) out << run.name << ',' << m.split << ',' << m.step << ',' << m.time_s << ',' << name << ',' << value << '\n';
+        for (const auto& [name, value] : m.values)
+          out << run.name << ',' << m.split << ',' << m.step << ',' << m.time_s << ',' << name
+              << ',' << value << '\n';
       }
     }
   }
@@ -166,7 +187,8 @@ std::string csv(const std::vector<Run>& runs) {
 }
 
 std::string style() {
-  std::string css = R"(:root{--text:#1f2937;--soft:#6b7280;--grid:#e5e7eb;--paper:#ffffff;--card:#f9fafb;)";
+  std::string css =
+      R"(:root{--text:#1f2937;--soft:#6b7280;--grid:#e5e7eb;--paper:#ffffff;--card:#f9fafb;)";
   for (int c = 0; c < kColors; ++c) css += "--c" + std::to_string(c) + ":" + kPalette[c] + ";";
   css += R"(}
 @media(prefers-color-scheme:dark){:root{--text:#e5e7eb;--soft:#9ca3af;--grid:#374151;--paper:#111827;--card:#1f2937;
@@ -186,30 +208,47 @@ details summary{cursor:pointer;color:var(--soft)})";
 
 }  // namespace
 
-void write_report(const std::vector<std::filesystem::path>& paths, const std::filesystem::path& html) {
+void write_report(const std::vector<std::filesystem::path>& paths,
+                  const std::filesystem::path& html) {
   FOVEA_CHECK(!paths.empty(), "report: no run given");
   std::vector<Run> runs;
   runs.reserve(paths.size());
   for (const auto& path : paths) runs.push_back(read_run(path));
   const Plot loss = loss_plot(runs);
   std::ostringstream out;
-  out << "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>"
-      << escape_html(runs.front().name) << (runs.size() > 1 ? " and others" : "") << "</title>\n<style>" << style() << "</style></head><body>\n<h1>"
-      << (runs.size() == 1 ? escape_html(runs.front().name) : std::to_string(runs.size()) + " runs") << "</h1>\n"
-      << table(runs) << differences(runs) << "<h2>Curves</h2><div class=\"plots\">\n<figure class=\"wide\">" << to_svg(loss) << "</figure>\n";
-  const bool evaluated = std::any_of(runs.begin(), runs.end(), [](const Run& run) { return !run.val.empty(); });
-  if (evaluated) out << "<figure>" << to_svg(simple_plot(runs, "Held-out accuracy", "accuracy", true)) << "</figure>\n";
-  for (const auto& [title, value] : {std::pair{"Learning rate", "lr"}, std::pair{"Gradient norm", "grad_norm"}, std::pair{"Tokens or images per second", "units_per_s"}}) {
+  out << "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+         "content=\"width=device-width,initial-scale=1\"><title>"
+      << escape_html(runs.front().name) << (runs.size() > 1 ? " and others" : "")
+      << "</title>\n<style>" << style() << "</style></head><body>\n<h1>"
+      << (runs.size() == 1 ? escape_html(runs.front().name) : std::to_string(runs.size()) + " runs")
+      << "</h1>\n"
+      << table(runs) << differences(runs)
+      << "<h2>Curves</h2><div class=\"plots\">\n<figure class=\"wide\">" << to_svg(loss)
+      << "</figure>\n";
+  const bool evaluated =
+      std::any_of(runs.begin(), runs.end(), [](const Run& run) { return !run.val.empty(); });
+  if (evaluated)
+    out << "<figure>" << to_svg(simple_plot(runs, "Held-out accuracy", "accuracy", true))
+        << "</figure>\n";
+  for (const auto& [title, value] :
+       {std::pair{"Learning rate", "lr"}, std::pair{"Gradient norm", "grad_norm"},
+        std::pair{"Tokens or images per second", "units_per_s"}}) {
     out << "<figure>" << to_svg(simple_plot(runs, title, value, false)) << "</figure>\n";
   }
   out << "</div>\n";
   for (const Run& run : runs) {
-    if (!run.sample.empty()) out << "<h2>What " << (runs.size() > 1 ? escape_html(run.name) : "it") << " writes</h2><pre>" << escape_html(run.sample) << "</pre>\n";
+    if (!run.sample.empty())
+      out << "<h2>What " << (runs.size() > 1 ? escape_html(run.name) : "it") << " writes</h2><pre>"
+          << escape_html(run.sample) << "</pre>\n";
   }
-  for (const Run& run : runs) out << "<h2>Config</h2><details><summary>" << escape_html(run.name) << "</summary><pre>" << escape_html(run.config) << "</pre></details>\n";
+  for (const Run& run : runs)
+    out << "<h2>Config</h2><details><summary>" << escape_html(run.name) << "</summary><pre>"
+        << escape_html(run.config) << "</pre></details>\n";
   out << "</body></html>\n";
-  const std::filesystem::path folder = html.has_parent_path() ? html.parent_path() : std::filesystem::path(".");
-  FOVEA_CHECK(!html.filename().empty() && !std::filesystem::is_directory(html), "report: ", html.string(), " is a folder; expected the name of a file");
+  const std::filesystem::path folder =
+      html.has_parent_path() ? html.parent_path() : std::filesystem::path(".");
+  FOVEA_CHECK(!html.filename().empty() && !std::filesystem::is_directory(html),
+              "report: ", html.string(), " is a folder; expected the name of a file");
   replace_files(folder, [&](const std::filesystem::path& temporary) {
     replace_file(temporary / "curves.svg", to_standalone_svg(loss));
     replace_file(temporary / "curves.png", to_png(loss));
