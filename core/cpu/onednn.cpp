@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/cpu/onednn.h"
 
+#include <omp.h>
+
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -119,15 +121,28 @@ std::shared_ptr<const Compiled> compile(const MatmulProblem& p) {
   return compiled;
 }
 
+// oneDNN makes a primitive for as many threads as OpenMP would give this one.
+class TeamSize {
+ public:
+  explicit TeamSize(int threads) : before_(omp_get_max_threads()) { omp_set_num_threads(threads); }
+  ~TeamSize() { omp_set_num_threads(before_); }
+  TeamSize(const TeamSize&) = delete;
+  TeamSize& operator=(const TeamSize&) = delete;
+
+ private:
+  int before_;
+};
+
 std::shared_ptr<const Compiled> find(const MatmulProblem& problem) {
   static std::mutex mutex;
   static std::unordered_map<Key, std::shared_ptr<const Compiled>, KeyHash> cache;
   constexpr size_t kMostPrimitives =
       2048;  // a run has a few hundred; a stream of ever new shapes starts over
-  const Key key{problem, num_threads()};
+  const Key key{problem, detail::in_parallel_region() ? 1 : num_threads()};
   const std::lock_guard lock(mutex);
   if (const auto found = cache.find(key); found != cache.end()) return found->second;
   if (cache.size() >= kMostPrimitives) cache.clear();
+  const TeamSize team(key.threads);
   auto compiled = compile(problem);
   cache.emplace(key, compiled);
   return compiled;
