@@ -30,10 +30,10 @@ double quartile(std::vector<double>& values, size_t number) {
   return values[values.size() * number / 4];
 }
 
-// Times f for about `seconds` (at least 5 calls, after 2 to warm up), a sample of the limit after
-// each call: `work` a call over the median is the rate, and its share of the limit's median is
-// `of_limit`. scale: units of the rate in one unit of the limit. prepare, where given, runs before
-// each call and is not timed.
+// Times f for about `seconds` (at least 5 calls, after 2 to warm up), with
+// samples of the limit in between: `work` a call over the median is the rate, and its share of the
+// limit's median is `of_limit`. scale: units of the rate in one unit of the limit. prepare, where
+// given, runs before each call and is not timed.
 BenchRow measure(const std::string& name, double seconds, double work, const std::string& unit,
                  double scale, const RoofSample& limit, const std::function<void()>& f,
                  const std::function<void()>& prepare = nullptr) {
@@ -46,14 +46,18 @@ BenchRow measure(const std::string& name, double seconds, double work, const std
   f();
   BenchRow row{name, 0.0, 0.0, 0.0, unit, 0.0, memory_stats().peak_bytes - live};
   std::vector<double> times, limits;
-  double spent = 0.0;
+  constexpr double kBetweenLimits = 0.02;  // seconds of f, at least: a sample takes about as long
+  double spent = 0.0, sampled = -kBetweenLimits;
   while (times.size() < 5 || spent < seconds) {
     ready();
     const auto start = Clock::now();
     f();
     times.push_back(since(start));
     spent += times.back();
-    limits.push_back(limit() * scale);
+    if (spent - sampled >= kBetweenLimits) {
+      sampled = spent;
+      limits.push_back(limit() * scale);
+    }
   }
   row.median_ms = 1e3 * quartile(times, 2);
   row.iqr_ms = 1e3 * (quartile(times, 3) - quartile(times, 1));
