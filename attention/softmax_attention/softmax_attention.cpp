@@ -106,11 +106,13 @@ NamedVariables run_operator(const NamedVariables& tensors, const config::Options
   options.rope = parse_rope(o.rope);
   options.rope_base = o.rope_base;
   const Variable& q = tensors.at("q");
-  const auto sink = tensors.find("sink");
-  return {{"out", softmax_attention(q, tensors.at("k"), tensors.at("v"),
-                                    sink == tensors.end() ? Variable() : sink->second,
+  const auto optional = [&](const char* name) {
+    const auto found = tensors.find(name);
+    return found == tensors.end() ? Variable() : found->second;
+  };
+  return {{"out", softmax_attention(q, tensors.at("k"), tensors.at("v"), optional("sink"),
                                     o.alibi ? alibi_slopes(q.dim(1)) : Tensor(),
-                                    make_mask(o.causal, o.window), options)}};
+                                    make_mask(o.causal, o.window), options, optional("bias"))}};
 }
 
 }  // namespace
@@ -248,7 +250,7 @@ System register_softmax_attention() {
   };
   system.op.options = [] { return std::make_unique<OperatorOptions>(); };
   system.op.inputs = {{"q", "[B, H, N, D]"}, {"k", "[B, Hkv, M, D]"}, {"v", "[B, Hkv, M, Dv]"}};
-  system.op.params = {{"sink", "[H]", true}};
+  system.op.params = {{"sink", "[H]", true}, {"bias", "[B or 1, H or 1, N, M]", true}};
   system.op.outputs = {{"out", "[B, H, N, Dv]"}};
   system.op.run = run_operator;
   return system;
