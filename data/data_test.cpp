@@ -270,6 +270,9 @@ TEST_F(Data, GzipFilesMayHoldSeveralMembersAndNothingElse) {
   damaged[whole.size() - 6] = static_cast<char>(damaged[whole.size() - 6] ^ 1);  // its CRC-32
   put("a.gz", damaged);
   EXPECT_ERROR(read_maybe_gzip(folder / "a.gz"), "incorrect data check");
+  put("a.gz", whole);
+  EXPECT_EQ(read_maybe_gzip(folder / "a.gz", 5003).size(), 5003U);
+  EXPECT_ERROR(read_maybe_gzip(folder / "a.gz", 5002), "unpacks to more than 5002 bytes");
 }
 
 TEST(Augment, FlipsAndShiftsByTheDraw) {

@@ -10,7 +10,7 @@
 
 namespace fovea::data {
 
-std::string read_maybe_gzip(const std::filesystem::path& path) {
+std::string read_maybe_gzip(const std::filesystem::path& path, size_t most) {
   std::string packed = read_file(path);
   if (packed.size() < 2 || packed[0] != '\x1f' || packed[1] != '\x8b') return packed;
   z_stream stream{};
@@ -39,6 +39,8 @@ std::string read_maybe_gzip(const std::filesystem::path& path) {
                 status == Z_BUF_ERROR   ? "the file is cut short"
                 : stream.msg != nullptr ? stream.msg
                                         : "damaged");
+    FOVEA_CHECK(content.size() + piece.size() - stream.avail_out <= most, "gzip ", path.string(),
+                ": unpacks to more than ", most, " bytes; unpack it yourself if that is right");
     content.append(piece, 0, piece.size() - stream.avail_out);
   }
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cctype>
 #include <charconv>
 #include <csignal>
 #include <filesystem>
@@ -63,6 +64,15 @@ void check_verbs(const CLI::App& program, int argc, char** argv) {
   }
 }
 
+// One line on the terminal. Control characters, which a name out of a damaged file may hold, are
+// not for it.
+void complain(std::string line) {
+  for (char& c : line) {
+    if (std::iscntrl(static_cast<unsigned char>(c)) != 0 && c != '\n') c = '?';
+  }
+  std::cerr << "fovea: " << line << '\n';
+}
+
 }  // namespace
 }  // namespace fovea::train::cli
 
@@ -95,16 +105,16 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return program.exit(error) == 0 ? 0 : 2;
   } catch (const fovea::config::ConfigError& error) {
-    std::cerr << "fovea: " << error.what() << '\n';
+    cli::complain(error.what());
     return 2;
   } catch (const std::filesystem::filesystem_error& error) {
-    std::cerr << "fovea: file " << error.path1().string() << ": " << error.code().message() << '\n';
+    cli::complain(fovea::concat("file ", error.path1().string(), ": ", error.code().message()));
     return 1;
   } catch (const std::bad_alloc&) {
-    std::cerr << "fovea: out of memory; ask for less (batch, context, model) or free some\n";
+    cli::complain("out of memory; ask for less (batch, context, model) or free some");
     return 1;
   } catch (const std::exception& error) {
-    std::cerr << "fovea: " << error.what() << '\n';
+    cli::complain(error.what());
     return 1;
   }
 }

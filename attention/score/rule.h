@@ -5,15 +5,15 @@
 // float, double or a vector of floats:
 //
 //   struct SoftmaxRule {
-//     static constexpr bool kNormalised = true;    // out_i = sum_j w_ij v_j / l_i with l_i = sum_j
-//     w_ij; else without l_i static constexpr bool kOnline = true;        // weights are relative
-//     to a row reference m, the largest score so far; when it
-//                                                  // moves, sums are multiplied by exp(m - m').
-//                                                  Needs kNormalised.
-//     template <class V> FOVEA_HD V weight(V s, V m) const { return exp_nonpositive(s - m); }  // m
-//     is 0 unless kOnline template <class V> FOVEA_HD V derivative(V s, V w) const { return w; } //
-//     dw/ds
+//     static constexpr bool kNormalised = true;
+//     static constexpr bool kOnline = true;
+//     template <class V> FOVEA_HD V weight(V s, V m) const { return exp_nonpositive(s - m); }
+//     template <class V> FOVEA_HD V derivative(V s, V w) const { return w; }  // dw/ds
 //   };
+//
+// kNormalised: out_i = sum_j w_ij v_j / l_i with l_i = sum_j w_ij; else without l_i.
+// kOnline: weights are relative to a row reference m, the largest score so far (m is 0 otherwise);
+// when it moves, sums are multiplied by exp(m - m'). Needs kNormalised.
 //
 // A key that a mask hides has weight 0, whatever the rule. Backward, with dp_ij = dout_i . v_j,
 // Delta_i = sum_d dout_id out_id and the saved row statistic (online: lse = m + log l; else l):
@@ -33,8 +33,8 @@
 
 namespace fovea {
 
-inline constexpr int64_t kScoreTile =
-    64;  // keys of a tile: rows of a tile of scores stand this far apart
+// Keys of a tile: rows of a tile of scores stand this far apart.
+inline constexpr int64_t kScoreTile = 64;
 
 // Rows of a tile of scores on their way to weights. Scores s are raw products; the true score is
 // `scale` times s, scale > 0. A score of -inf is a hidden key.

@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "core/io/file.h"
+#include "core/io/hdf5_source.h"
 
 namespace fovea {
 namespace {
@@ -69,6 +70,8 @@ hid_t memory_type(Dtype dtype) {
   return -1;
 }
 
+constexpr size_t kLongestText = size_t{1} << 30;
+
 std::optional<std::string> text_attribute(hid_t object, const std::string& name) {
   if (H5Aexists(object, name.c_str()) <= 0) return std::nullopt;
   const Id attribute(H5Aopen(object, name.c_str(), H5P_DEFAULT), H5Aclose);
@@ -93,6 +96,7 @@ std::optional<std::string> text_attribute(hid_t object, const std::string& name)
     H5free_memory(value);
     return text;
   }
+  if (H5Tget_size(type) > kLongestText) return std::nullopt;
   std::string text(H5Tget_size(type), '\0');
   if (H5Aread(attribute, type, text.data()) < 0) return std::nullopt;
   return text.substr(0, std::min(text.find('\0'), text.size()));
@@ -140,7 +144,8 @@ uint32_t checksum(std::string_view bytes) {
       crc32_z(0, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
 }
 
-void check_seal(const std::string& path, Seal seal) {
+// Whether the file ends in its checksum.
+bool check_seal(const std::string& path, Seal seal) {
   const MappedFile file(path);
   const std::string_view all(reinterpret_cast<const char*>(file.bytes().data()),
                              file.bytes().size());
@@ -148,34 +153,38 @@ void check_seal(const std::string& path, Seal seal) {
       all.substr(all.size() - kSeal.size() - 4, kSeal.size()) != kSeal) {
     FOVEA_CHECK(seal == Seal::optional, "hdf5 ", path,
                 ": does not end in a checksum; it is cut short, or no checkpoint of this program");
-    return;
+    return false;
   }
   uint32_t expected = 0;
   std::memcpy(&expected, all.data() + all.size() - 4, 4);
   FOVEA_CHECK(checksum(all.substr(0, all.size() - kSeal.size() - 4)) == expected, "hdf5 ", path,
               ": its checksum does not match, the file is damaged");
+  return true;
 }
-
-}  // namespace
 
 // ---- reader -------------------------------------------------------------------------------------
 
-Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, Seal seal) : path_(path.string()) {
-  be_silent();
-  FOVEA_CHECK(std::filesystem::is_regular_file(path), "hdf5 ", path_, ": no such file");
-  FOVEA_CHECK(H5Fis_hdf5(path_.c_str()) > 0, "hdf5 ", path_,
-              ": is no HDF5 file (or its head is damaged)");
-  check_seal(path_, seal);
-  file_ = H5Fopen(path_.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT);
-  FOVEA_CHECK(file_ >= 0, "hdf5 ", path_,
-              ": cannot be opened, it is cut short or damaged: ", reason());
-}
+class Hdf5File final : public Hdf5Source {
+ public:
+  explicit Hdf5File(const std::string& path)
+      : path_(path), file_(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose) {
+    FOVEA_CHECK(file_.ok(), "hdf5 ", path_,
+                ": cannot be opened, it is cut short or damaged: ", reason());
+  }
+  bool has(const std::string& name) override;
+  std::vector<std::string> members(const std::string& group) override;
+  Shape shape(const std::string& name) override;
+  Dtype dtype(const std::string& name) override;
+  Tensor read(const std::string& name, std::optional<Rows> rows) override;
+  std::optional<std::string> attribute(const std::string& object, const std::string& name) override;
 
-Hdf5Reader::~Hdf5Reader() {
-  if (file_ >= 0) H5Fclose(file_);
-}
+ private:
+  void check_claim(const Shape& shape, Dtype dtype, const std::string& name) const;
+  std::string path_;
+  Id file_;
+};
 
-bool Hdf5Reader::has(const std::string& name) const {
+bool Hdf5File::has(const std::string& name) {
   // H5Lexists wants every link of the path looked at in turn.
   for (size_t slash = name.find('/', 1); slash != std::string::npos;
        slash = name.find('/', slash + 1)) {
@@ -184,7 +193,7 @@ bool Hdf5Reader::has(const std::string& name) const {
   return name == "/" || H5Lexists(file_, name.c_str(), H5P_DEFAULT) > 0;
 }
 
-std::vector<std::string> Hdf5Reader::members(const std::string& group) const {
+std::vector<std::string> Hdf5File::members(const std::string& group) {
   std::vector<std::string> names;
   const Id id(H5Gopen2(file_, group.c_str(), H5P_DEFAULT), H5Gclose);
   FOVEA_CHECK(id.ok(), "hdf5 ", path_, ": has no group ", group);
@@ -199,7 +208,7 @@ std::vector<std::string> Hdf5Reader::members(const std::string& group) const {
   return names;
 }
 
-Shape Hdf5Reader::shape(const std::string& name) const {
+Shape Hdf5File::shape(const std::string& name) {
   const Id dataset(has(name) ? H5Dopen2(file_, name.c_str(), H5P_DEFAULT) : -1, H5Dclose);
   FOVEA_CHECK(dataset.ok(), "hdf5 ", path_, ": has no dataset ", name);
   const Id space(H5Dget_space(dataset), H5Sclose);
@@ -225,7 +234,7 @@ Shape Hdf5Reader::shape(const std::string& name) const {
 
 // HDF5 never reads past the end of a file, but fills what a damaged header claims beyond it: no
 // room is made for more than its best compression (1032 to 1) could have packed.
-void Hdf5Reader::check_claim(const Shape& shape, Dtype dtype, const std::string& name) const {
+void Hdf5File::check_claim(const Shape& shape, Dtype dtype, const std::string& name) const {
   const auto most = 1032.0 * static_cast<double>(std::filesystem::file_size(path_));
   double bytes = static_cast<double>(size_of(dtype));
   for (const int64_t size : shape) bytes *= static_cast<double>(size);
@@ -233,60 +242,88 @@ void Hdf5Reader::check_claim(const Shape& shape, Dtype dtype, const std::string&
               " is more than the whole file can hold; it is damaged");
 }
 
-Tensor Hdf5Reader::read(const std::string& name) const {
-  const Shape whole = shape(name);
-  const Id dataset(H5Dopen2(file_, name.c_str(), H5P_DEFAULT), H5Dclose);
-  const Id type(H5Dget_type(dataset), H5Tclose);
-  const Dtype dtype = stored_dtype(dataset, type, concat("hdf5 ", path_, ": ", name));
-  check_claim(whole, dtype, name);
-  const Tensor out = Tensor::empty(whole, dtype);
-  FOVEA_CHECK(
-      out.numel() == 0 ||
-          H5Dread(dataset, memory_type(type, dtype), H5S_ALL, H5S_ALL, H5P_DEFAULT, out.raw()) >= 0,
-      "hdf5 ", path_, ": dataset ", name, " cannot be read, the file is damaged: ", reason());
-  make_bools(out);
-  return out;
-}
-
-Dtype Hdf5Reader::dtype(const std::string& name) const {
+Dtype Hdf5File::dtype(const std::string& name) {
   const Id dataset(has(name) ? H5Dopen2(file_, name.c_str(), H5P_DEFAULT) : -1, H5Dclose);
   FOVEA_CHECK(dataset.ok(), "hdf5 ", path_, ": has no dataset ", name);
   const Id type(H5Dget_type(dataset), H5Tclose);
   return stored_dtype(dataset, type, concat("hdf5 ", path_, ": ", name));
 }
 
-Tensor Hdf5Reader::read_rows(const std::string& name, int64_t begin, int64_t end) const {
+Tensor Hdf5File::read(const std::string& name, std::optional<Rows> rows) {
   Shape part = shape(name);
-  FOVEA_CHECK(part.rank() >= 1 && begin >= 0 && begin <= end && end <= part[0], "hdf5 ", path_,
-              ": rows ", begin, " to ", end, " of ", name, ' ', part);
-  part[0] = end - begin;
+  if (rows) {
+    FOVEA_CHECK(
+        part.rank() >= 1 && rows->begin >= 0 && rows->begin <= rows->end && rows->end <= part[0],
+        "hdf5 ", path_, ": rows ", rows->begin, " to ", rows->end, " of ", name, ' ', part);
+    part[0] = rows->end - rows->begin;
+  }
   const Id dataset(H5Dopen2(file_, name.c_str(), H5P_DEFAULT), H5Dclose);
   const Id type(H5Dget_type(dataset), H5Tclose);
   const Dtype dtype = stored_dtype(dataset, type, concat("hdf5 ", path_, ": ", name));
   check_claim(part, dtype, name);
   const Tensor out = Tensor::empty(part, dtype);
   std::array<hsize_t, Shape::kMaxRank> start{}, count{};
-  start[0] = static_cast<hsize_t>(begin);
+  if (rows) start[0] = static_cast<hsize_t>(rows->begin);
   for (int axis = 0; axis < part.rank(); ++axis)
     count[static_cast<size_t>(axis)] = static_cast<hsize_t>(part[axis]);
+  // A scalar is stored as one value of rank 1, or as a space of rank 0: either is read whole.
   const Id from(H5Dget_space(dataset), H5Sclose),
       to(H5Screate_simple(part.rank(), count.data(), nullptr), H5Sclose);
+  const hid_t part_of_file = rows ? hid_t{from} : H5S_ALL, all = rows ? hid_t{to} : H5S_ALL;
   const bool good =
       out.numel() == 0 ||
-      (H5Sselect_hyperslab(from, H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr) >=
-           0 &&
-       H5Dread(dataset, memory_type(type, dtype), to, from, H5P_DEFAULT, out.raw()) >= 0);
-  FOVEA_CHECK(good, "hdf5 ", path_, ": rows ", begin, " to ", end, " of ", name,
+      ((!rows || H5Sselect_hyperslab(from, H5S_SELECT_SET, start.data(), nullptr, count.data(),
+                                     nullptr) >= 0) &&
+       H5Dread(dataset, memory_type(type, dtype), all, part_of_file, H5P_DEFAULT, out.raw()) >= 0);
+  FOVEA_CHECK(good, "hdf5 ", path_, ": ",
+              rows ? concat("rows ", rows->begin, " to ", rows->end, " of ") : "dataset ", name,
               " cannot be read, the file is damaged: ", reason());
   make_bools(out);
   return out;
 }
 
-std::optional<std::string> Hdf5Reader::attribute(const std::string& object,
-                                                 const std::string& name) const {
+std::optional<std::string> Hdf5File::attribute(const std::string& object, const std::string& name) {
   const Id id(H5Oopen(file_, object.c_str(), H5P_DEFAULT), H5Oclose);
   FOVEA_CHECK(id.ok(), "hdf5 ", path_, ": has no object ", object);
   return text_attribute(id, name);
+}
+
+}  // namespace
+
+std::unique_ptr<Hdf5Source> open_hdf5(const std::string& path) {
+  be_silent();
+  return std::make_unique<Hdf5File>(path);
+}
+
+Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, Seal seal) : path_(path.string()) {
+  be_silent();
+  FOVEA_CHECK(std::filesystem::is_regular_file(path), "hdf5 ", path_, ": no such file");
+  FOVEA_CHECK(H5Fis_hdf5(path_.c_str()) > 0, "hdf5 ", path_,
+              ": is no HDF5 file (or its head is damaged)");
+  source_ = check_seal(path_, seal) ? open_hdf5(path_) : open_hdf5_apart(path_);
+}
+
+Hdf5Reader::~Hdf5Reader() = default;
+
+bool Hdf5Reader::has(const std::string& name) const { return source_->has(name); }
+
+std::vector<std::string> Hdf5Reader::members(const std::string& group) const {
+  return source_->members(group);
+}
+
+Shape Hdf5Reader::shape(const std::string& name) const { return source_->shape(name); }
+
+Dtype Hdf5Reader::dtype(const std::string& name) const { return source_->dtype(name); }
+
+Tensor Hdf5Reader::read(const std::string& name) const { return source_->read(name, std::nullopt); }
+
+Tensor Hdf5Reader::read_rows(const std::string& name, int64_t begin, int64_t end) const {
+  return source_->read(name, Hdf5Source::Rows{begin, end});
+}
+
+std::optional<std::string> Hdf5Reader::attribute(const std::string& object,
+                                                 const std::string& name) const {
+  return source_->attribute(object, name);
 }
 
 // ---- writer -------------------------------------------------------------------------------------

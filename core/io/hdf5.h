@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,8 +17,11 @@ namespace fovea {
 
 // Whether a file must end in the checksum that Hdf5Writer appends. Required: not a byte of a
 // damaged file reaches the HDF5 library, which does not survive all of them. Optional: files of
-// other programs are read too.
+// other programs are read too, by a process of their own, so that damage the library does not
+// survive is an error here and not a crash.
 enum class Seal { optional, required };
+
+class Hdf5Source;
 
 class Hdf5Reader {
  public:
@@ -44,9 +48,8 @@ class Hdf5Reader {
   std::optional<std::string> attribute(const std::string& object, const std::string& name) const;
 
  private:
-  void check_claim(const Shape& shape, Dtype dtype, const std::string& name) const;
   std::string path_;
-  int64_t file_ = -1;
+  std::unique_ptr<Hdf5Source> source_;
 };
 
 // Builds a file in memory; save() puts it in place of `path` at once (core/io/file.h).

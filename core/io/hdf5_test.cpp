@@ -5,6 +5,7 @@
 #include <hdf5.h>
 #include <unistd.h>
 
+#include <array>
 #include <functional>
 
 #include "core/io/file.h"
@@ -209,6 +210,62 @@ TEST_F(ForeignHdf5, TypesAreWhatIsStoredNotWhatTheAttributeSays) {
     text(dataset(file, H5T_NATIVE_UINT8, {4}, bytes.data()), "dtype", "bool");
   });
   EXPECT_EQ(read().to_vector<int64_t>(), (std::vector<int64_t>{0, 1, 1, 1}));
+}
+
+// Nested groups, text of both kinds, chunks with filters: the parts of the format where the library
+// trusts what it reads.
+TEST_F(ForeignHdf5, DamageThatTheLibraryDoesNotSurviveIsAnErrorHere) {
+  std::vector<int32_t> values(600);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int32_t>(i * i);
+  foreign([&](hid_t file) {
+    const hid_t set = dataset(file, H5T_NATIVE_INT32, {30, 20}, values.data(), false);
+    text(set, "units", "tokens");
+    const hid_t variable = H5Tcopy(H5T_C_S1);
+    H5Tset_size(variable, H5T_VARIABLE);
+    const char* words = "a text that lives on the heap";
+    H5Awrite(H5Acreate2(file, "config", variable, H5Screate(H5S_SCALAR), H5P_DEFAULT, H5P_DEFAULT),
+             variable, &words);
+    hid_t group = file;
+    for (const char* name : {"train", "deep", "deeper"})
+      group = H5Gcreate2(group, name, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    const std::array<hsize_t, 1> size{600}, chunk{50};
+    const hid_t layout = H5Pcreate(H5P_DATASET_CREATE);
+    H5Pset_chunk(layout, 1, chunk.data());
+    H5Pset_shuffle(layout);
+    H5Pset_deflate(layout, 6);
+    const hid_t packed =
+        H5Dcreate2(group, "packed", H5T_NATIVE_INT32, H5Screate_simple(1, size.data(), nullptr),
+                   H5P_DEFAULT, layout, H5P_DEFAULT);
+    H5Dwrite(packed, H5T_NATIVE_INT32, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data());
+  });
+  const std::string whole = read_file(path);
+  const auto use = [&] {
+    const Hdf5Reader reader(path);
+    reader.attribute("/", "config");
+    reader.members("train/deep");
+    reader.attribute("x", "units");
+    reader.read("train/deep/deeper/packed");
+    return reader.read("x").to_vector<int64_t>();
+  };
+  EXPECT_EQ(use()[599], 599 * 599);
+  int refused = 0, crashed = 0, tried = 0;
+  for (size_t at = 8; at < whole.size(); at += 17) {
+    std::string damaged = whole;
+    damaged[at] = static_cast<char>(tried % 3 == 0 ? ~damaged[at] : tried % 3 == 1 ? 0x7f : 0xfe);
+    replace_file(path, damaged);
+    ++tried;
+    try {
+      use();
+    } catch (const Error& e) {
+      const std::string_view line = e.what();
+      EXPECT_NE(line.find(path.string()), std::string::npos) << line;
+      ++refused;
+      crashed += line.find("crashes on it") != std::string::npos ? 1 : 0;
+    }
+  }
+  EXPECT_GT(tried, 300);
+  EXPECT_GT(refused, 20);
+  RecordProperty("crashed", crashed);
 }
 
 TEST_F(Hdf5, NamesThatAreMissingOrTakenAreErrors) {
