@@ -9,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/cuda/device.h"
 #include "core/error.h"
 
 namespace fovea {
@@ -31,8 +32,18 @@ SizeClass size_class(size_t bytes) {
   return {at * 4 + ((rounded >> (at - 2)) & 3), rounded};
 }
 
-class CpuPool {
+// Where a pool's blocks come from.
+struct Source {
+  Device device;
+  void* (*fresh)(size_t bytes);  // null when there is no room
+  void (*free)(void* block) noexcept;
+  bool caches;
+};
+
+class Pool {
  public:
+  explicit Pool(const Source& source) : source_(source) {}
+
   void* allocate(size_t bytes) {
     const SizeClass cls = size_class(bytes);
     {
@@ -46,16 +57,17 @@ class CpuPool {
         return block;
       }
     }
-    void* block = fresh(cls.bytes);
+    const size_t room = source_.caches ? cls.bytes : bytes;
+    void* block = source_.fresh(room);
     if (block == nullptr) {
       release();
-      block = fresh(cls.bytes);
+      block = source_.fresh(room);
     }
     if (block == nullptr) {
       std::lock_guard lock(mutex_);
       stats_.live_bytes -= static_cast<int64_t>(bytes);
-      detail::fail("allocator: no memory for ", bytes, " bytes on cpu (", stats_.live_bytes,
-                   " bytes are live)");
+      detail::fail("allocator: no memory for ", bytes, " bytes on ", source_.device, " (",
+                   stats_.live_bytes, " bytes are live)");
     }
     return block;
   }
@@ -64,6 +76,7 @@ class CpuPool {
     const SizeClass cls = size_class(bytes);
     std::lock_guard lock(mutex_);
     stats_.live_bytes -= static_cast<int64_t>(bytes);
+    if (!source_.caches) return source_.free(block);
     stats_.cached_bytes += static_cast<int64_t>(cls.bytes);
     free_[cls.index].push_back(block);
   }
@@ -81,7 +94,7 @@ class CpuPool {
   void release() {
     std::lock_guard lock(mutex_);
     for (auto& free : free_) {
-      for (void* block : free) std::free(block);
+      for (void* block : free) source_.free(block);
       free.clear();
     }
     stats_.cached_bytes = 0;
@@ -94,25 +107,46 @@ class CpuPool {
     stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.live_bytes);
   }
 
-  static void* fresh(size_t bytes) {
-    if (bytes < kHugePage) return std::aligned_alloc(kAlignment, bytes);
-    const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    void* block = std::aligned_alloc(kHugePage, rounded);
-    if (block != nullptr)
-      madvise(block, rounded, MADV_HUGEPAGE);  // advice: a refusal costs only speed
-    return block;
-  }
-
+  const Source source_;
   std::mutex mutex_;
   std::array<std::vector<void*>, 256> free_;
   MemoryStats stats_;
 };
 
-CpuPool& pool(Device device) {
-  FOVEA_CHECK(device.is_cpu(), "allocator: device ", device, " is not in this build");
-  static CpuPool* cpu =
-      new CpuPool;  // never destroyed: tensors with static lifetime may outlive any order
-  return *cpu;
+void* fresh_on_cpu(size_t bytes) {
+  if (bytes < kHugePage) return std::aligned_alloc(kAlignment, bytes);
+  const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* block = std::aligned_alloc(kHugePage, rounded);
+  if (block != nullptr)
+    madvise(block, rounded, MADV_HUGEPAGE);  // advice: a refusal costs only speed
+  return block;
+}
+
+// Pools are never destroyed: tensors with static lifetime may outlive any order.
+Pool& pool(Device device) {
+  switch (device.kind) {
+    case Device::Kind::cpu: {
+      static auto* cpu =
+          new Pool({kCpu, fresh_on_cpu, [](void* block) noexcept { std::free(block); }, true});
+      return *cpu;
+    }
+#if defined(FOVEA_CUDA)
+    case Device::Kind::cuda: {
+      static auto* card = new Pool({device, cuda::device_allocate, cuda::device_free, true});
+      return *card;
+    }
+#endif
+#if defined(FOVEA_INTERPRETED)
+    // Nothing is kept: a block's memory is fresh, and what follows its end is a fault.
+    case Device::Kind::interpreted: {
+      static auto* interpreter =
+          new Pool({device, interpreted::device_allocate, interpreted::device_free, false});
+      return *interpreter;
+    }
+#endif
+    default:
+      detail::fail("allocator: device ", device, " is not in this build");
+  }
 }
 
 }  // namespace

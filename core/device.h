@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <ostream>
 #include <string_view>
+#include <vector>
 
 namespace fovea {
 
@@ -36,6 +37,9 @@ inline std::ostream& operator<<(std::ostream& out, Device device) {
   if (device.index != 0) out << ':' << device.index;
   return out;
 }
+
+// The kinds this build can run, cpu first; whether a card is there is not asked.
+std::vector<Device> devices_of_build();
 
 // "cpu", "cuda", "cuda:1", "interpreted"; throws for anything else, and for a device this build
 // lacks.

@@ -3,8 +3,6 @@
 
 #include <string>
 
-#include "core/device.h"
-
 namespace fovea {
 
 Dtype parse_dtype(std::string_view text) {
@@ -13,14 +11,6 @@ Dtype parse_dtype(std::string_view text) {
     if (name(dtype) == text) return dtype;
   }
   detail::fail("dtype: expected f32, bf16, f64, i64, i32, u8 or bool, found \"", std::string(text),
-               '"');
-}
-
-Device parse_device(std::string_view text) {
-  if (text == "cpu") return kCpu;
-  FOVEA_CHECK(text != "interpreted" && text != "cuda" && text.substr(0, 5) != "cuda:", "device: \"",
-              std::string(text), "\" is not in this build; it has cpu");
-  detail::fail("device: expected cpu, cuda, cuda:N or interpreted, found \"", std::string(text),
                '"');
 }
 

@@ -45,6 +45,13 @@ Tensor Tensor::to(Dtype dtype) const {
   return out;
 }
 
+Tensor Tensor::to(Device device) const {
+  if (device == this->device() || !defined()) return *this;
+  Tensor out = empty(shape_, dtype_, device);
+  out.copy_(*this);
+  return out;
+}
+
 // ---- description --------------------------------------------------------------------------------
 
 bool Tensor::is_contiguous() const {
@@ -58,7 +65,7 @@ bool Tensor::is_contiguous() const {
 
 double Tensor::item() const {
   FOVEA_CHECK(defined() && numel() == 1, "item: expected one element, found shape ", shape_);
-  return *to(Dtype::f64).data<double>();
+  return *to(kCpu).to(Dtype::f64).data<double>();
 }
 
 // ---- views --------------------------------------------------------------------------------------

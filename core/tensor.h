@@ -54,16 +54,18 @@ class Tensor {
   }
   // Values in row-major order; throws unless values.size() == shape.numel().
   template <typename T>
-  static Tensor from(std::span<const T> values, const Shape& shape);
+  static Tensor from(std::span<const T> values, const Shape& shape, Device device = kCpu);
   template <typename T>
-  static Tensor from(const std::vector<T>& values, const Shape& shape) {
-    return from(std::span<const T>(values), shape);
+  static Tensor from(const std::vector<T>& values, const Shape& shape, Device device = kCpu) {
+    return from(std::span<const T>(values), shape, device);
   }
   // Row-major copy; the same handle when already contiguous.
   Tensor contiguous() const;
   Tensor clone() const;
   // Converted copy (bf16 rounds to nearest even); the same handle when the dtype is already right.
   Tensor to(Dtype dtype) const;
+  // Copy on another device; the same handle when it is already there.
+  Tensor to(Device device) const;
 
   // ---- description
   // ---------------------------------------------------------------------------------------------
@@ -80,7 +82,7 @@ class Tensor {
   bool is_contiguous() const;
   bool shares_storage_with(const Tensor& other) const { return storage_ == other.storage_; }
 
-  // First element. data<T>() throws unless T is the dtype.
+  // First element, on its device. data<T>() throws unless T is the dtype.
   template <typename T>
   T* data() const {
     FOVEA_CHECK(dtype_of<T> == dtype_, "tensor ", shape_, ": asked for ", dtype_of<T>,
@@ -143,17 +145,17 @@ void check_same_shape(const char* op, const char* name_a, const Tensor& a, const
                       const Tensor& b);
 
 template <typename T>
-Tensor Tensor::from(std::span<const T> values, const Shape& shape) {
+Tensor Tensor::from(std::span<const T> values, const Shape& shape, Device device) {
   FOVEA_CHECK(static_cast<int64_t>(values.size()) == shape.numel(), "tensor: ", values.size(),
               " values for shape ", shape);
   Tensor out = empty(shape, dtype_of<T>);
   if (!values.empty()) std::memcpy(out.raw(), values.data(), values.size_bytes());
-  return out;
+  return out.to(device);
 }
 
 template <typename T>
 std::vector<T> Tensor::to_vector() const {
-  const Tensor flat = to(dtype_of<T>).contiguous();
+  const Tensor flat = to(kCpu).to(dtype_of<T>).contiguous();
   const T* begin = flat.data<T>();
   return std::vector<T>(begin, begin + flat.numel());
 }

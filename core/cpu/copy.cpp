@@ -4,7 +4,9 @@
 #include <cstring>
 #include <type_traits>
 
-#include "core/cpu/strided.h"
+#include "core/cuda/copy.h"
+#include "core/cuda/device.h"
+#include "core/ops/strided.h"
 
 namespace fovea {
 namespace {
@@ -40,12 +42,38 @@ void copy_run(To* out, int64_t out_stride, const From* source, int64_t source_st
   }
 }
 
+// Between a device and the host: converted and made contiguous where the source is, then moved.
+void move(const Tensor& out, const Tensor& source) {
+  // f64 is for the host alone.
+  if (out.device().is_cpu() && out.dtype() != source.dtype()) return copy(out, source.to(kCpu));
+  const Tensor from = source.to(out.dtype()).contiguous();
+  const Tensor to =
+      out.is_contiguous() ? out : Tensor::empty(out.shape(), out.dtype(), out.device());
+  const auto bytes = static_cast<size_t>(to.bytes());
+  if (out.device().is_cpu()) {
+    FOVEA_GPU_CALL(from.device(), copy_to_host, to.raw(), from.raw(), bytes,
+                   stream_of(from.device()));
+  } else if (from.device().is_cpu()) {
+    FOVEA_GPU_CALL(to.device(), copy_to_device, to.raw(), from.raw(), bytes,
+                   stream_of(to.device()));
+  } else {
+    return copy(out, source.to(kCpu));
+  }
+  if (!out.is_contiguous()) copy(out, to);
+}
+
 }  // namespace
 
 void copy(const Tensor& out, const Tensor& source) {
   FOVEA_CHECK(out.defined() && source.defined(), "copy: an operand is absent");
   const Tensor from = source.shape() == out.shape() ? source : source.expand(out.shape());
-  const cpu::StridedLoop<2> loop(out.shape(), {out.strides(), from.strides()});
+  if (out.device() != from.device()) return move(out, from);
+  const StridedLoop<2> loop(out.shape(), {out.strides(), from.strides()});
+  if (const Device device = out.device(); !device.is_cpu()) {
+    FOVEA_GPU_CALL(device, copy_strided, out.raw(), out.dtype(), from.raw(), from.dtype(),
+                   layout_of(loop), stream_of(device));
+    return;
+  }
   dispatch_all(out.dtype(), [&]<typename To>() {
     dispatch_all(from.dtype(), [&]<typename From>() {
       To* to = out.data<To>();
@@ -58,7 +86,12 @@ void copy(const Tensor& out, const Tensor& source) {
 }
 
 void fill(const Tensor& out, double value) {
-  const cpu::StridedLoop<1> loop(out.shape(), {out.strides()});
+  const StridedLoop<1> loop(out.shape(), {out.strides()});
+  if (const Device device = out.device(); !device.is_cpu()) {
+    FOVEA_GPU_CALL(device, fill_strided, out.raw(), out.dtype(), value, layout_of(loop),
+                   stream_of(device));
+    return;
+  }
   dispatch_all(out.dtype(), [&]<typename T>() {
     T* data = out.data<T>();
     const T element = convert<T>(value);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/ops/elementwise.h"
 
-#include "core/cpu/strided.h"
+#include "core/ops/strided.h"
 
 namespace fovea {
 namespace {
@@ -29,7 +29,7 @@ Tensor binary(const char* op, const Tensor& a, const Tensor& b, F f) {
   const Shape shape = broadcast_shapes(op, a.shape(), b.shape());
   Tensor out = Tensor::empty(shape, result_dtype(op, a, b), a.device());
   const Tensor left = a.expand(shape), right = b.expand(shape);
-  const cpu::StridedLoop<3> loop(shape, {out.strides(), left.strides(), right.strides()});
+  const StridedLoop<3> loop(shape, {out.strides(), left.strides(), right.strides()});
   dispatch_floating(left.dtype(), op, [&]<typename A>() {
     dispatch_floating(right.dtype(), op, [&]<typename B>() {
       if constexpr (std::is_same_v<A, double> == std::is_same_v<B, double>) {
@@ -62,7 +62,7 @@ Tensor binary(const char* op, const Tensor& a, const Tensor& b, F f) {
 template <typename F>
 void in_place(const char* op, const Tensor& y, const Tensor& x, F f) {
   const Tensor from = x.expand(y.shape());
-  const cpu::StridedLoop<2> loop(y.shape(), {y.strides(), from.strides()});
+  const StridedLoop<2> loop(y.shape(), {y.strides(), from.strides()});
   dispatch_floating(y.dtype(), op, [&]<typename T>() {
     dispatch_floating(from.dtype(), op, [&]<typename X>() {
       using Acc = accumulator_t<T>;
@@ -88,7 +88,7 @@ void in_place(const char* op, const Tensor& y, const Tensor& x, F f) {
 template <typename F>
 Tensor unary(const char* op, const Tensor& a, F f) {
   Tensor out = Tensor::empty(a.shape(), a.dtype(), a.device());
-  const cpu::StridedLoop<2> loop(a.shape(), {out.strides(), a.strides()});
+  const StridedLoop<2> loop(a.shape(), {out.strides(), a.strides()});
   dispatch_floating(a.dtype(), op, [&]<typename T>() {
     using Acc = accumulator_t<T>;
     T* to = out.data<T>();

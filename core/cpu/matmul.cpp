@@ -6,7 +6,7 @@
 #include "core/cpu/gemm.h"
 #include "core/cpu/isa.h"
 #include "core/cpu/onednn.h"
-#include "core/cpu/strided.h"
+#include "core/ops/strided.h"
 #include "core/ops/copy.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -176,7 +176,7 @@ void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, c
   } else {
     b_leading = leading(b.strides());
   }
-  const cpu::StridedLoop<3> loop(batch_shape,
+  const StridedLoop<3> loop(batch_shape,
                                  {leading(out.strides()), leading(a.strides()), b_leading});
   p.batch = loop.shape[-1];
   if (p.batch > 1) {

@@ -14,6 +14,11 @@ template <typename F>
 void fill_by_index(const Tensor& out, const char* op, F&& value) {
   FOVEA_CHECK(out.is_contiguous(), op, ": expected a contiguous tensor, found strides ",
               out.strides());
+  if (!out.device().is_cpu()) {  // made here, so that the bits are the same everywhere
+    const Tensor here = Tensor::empty(out.shape(), out.dtype());
+    fill_by_index(here, op, value);
+    return out.copy_(here);
+  }
   dispatch_floating(out.dtype(), op, [&]<typename T>() {
     T* data = out.data<T>();
     parallel_for(0, out.numel(), 4096, [&](int64_t begin, int64_t end) {

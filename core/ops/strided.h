@@ -6,10 +6,11 @@
 
 #include <array>
 
+#include "core/cuda/layout.h"
 #include "core/parallel.h"
 #include "core/tensor.h"
 
-namespace fovea::cpu {
+namespace fovea {
 
 template <int kOperands>
 struct StridedLoop {
@@ -74,4 +75,18 @@ struct StridedLoop {
   }
 };
 
-}  // namespace fovea::cpu
+// The same walk as a kernel's argument.
+template <int kOperands>
+Layout<kOperands> layout_of(const StridedLoop<kOperands>& loop) {
+  Layout<kOperands> layout{};
+  layout.rank = loop.shape.rank();
+  layout.count = loop.shape.numel();
+  for (int axis = 0; axis < layout.rank; ++axis) {
+    layout.sizes[axis] = loop.shape[axis];
+    for (int k = 0; k < kOperands; ++k)
+      layout.strides[k][axis] = loop.strides[static_cast<size_t>(k)][axis];
+  }
+  return layout;
+}
+
+}  // namespace fovea

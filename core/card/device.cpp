@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/cuda/device.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <string_view>
+
+#include "core/card/runtime.h"
+
+namespace fovea::cuda {
+namespace {
+
+constexpr size_t kSharedByDefault = size_t{48} << 10;  // more must be asked for, per kernel
+
+cudaStream_t handle(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
+
+}  // namespace
+
+void check(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  const std::string_view whole = call;
+  if (status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice) {
+    fovea::detail::fail(
+        "cuda: ", cudaGetErrorString(status),
+        "; use --device=cpu, or --device=interpreted to run the kernels without a card");
+  }
+  fovea::detail::fail("cuda ", whole.substr(0, whole.find('(')), ": ", cudaGetErrorString(status));
+}
+
+void* device_allocate(size_t bytes) {
+  void* block = nullptr;
+  const cudaError_t status = cudaMalloc(&block, std::max<size_t>(bytes, 1));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky: clear it
+    return nullptr;
+  }
+  check(status, "cudaMalloc");
+  return block;
+}
+
+void device_free(void* block) noexcept { cudaFree(block); }
+
+void copy_to_device(void* to, const void* from, size_t bytes, Stream stream) {
+  if (bytes == 0) return;
+  FOVEA_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, handle(stream)));
+  synchronize(stream);
+}
+
+void copy_to_host(void* to, const void* from, size_t bytes, Stream stream) {
+  if (bytes == 0) return;
+  FOVEA_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, handle(stream)));
+  synchronize(stream);
+}
+
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
+  if (bytes == 0) return;
+  FOVEA_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, handle(stream)));
+}
+
+void fill_bytes(void* to, uint8_t value, size_t bytes, Stream stream) {
+  if (bytes == 0) return;
+  FOVEA_CUDA_CHECK(cudaMemsetAsync(to, value, bytes, handle(stream)));
+}
+
+void synchronize(Stream stream) { FOVEA_CUDA_CHECK(cudaStreamSynchronize(handle(stream))); }
+
+DeviceInfo device_info(int index) {
+  int count = 0;
+  FOVEA_CUDA_CHECK(cudaGetDeviceCount(&count));
+  FOVEA_CHECK(index >= 0 && index < count, "cuda: there is no device ", index,
+              "; this machine has ", count);
+  cudaDeviceProp properties{};
+  FOVEA_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+  DeviceInfo info;
+  info.name = properties.name;
+  info.architecture = properties.major * 10 + properties.minor;
+  info.processors = properties.multiProcessorCount;
+  size_t free = 0, total = 0;
+  FOVEA_CUDA_CHECK(cudaSetDevice(index));
+  FOVEA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  info.memory_bytes = static_cast<int64_t>(total);
+  info.free_bytes = static_cast<int64_t>(free);
+  return info;
+}
+
+void launch_raw(const void* kernel, const char* name, dim3 grid, dim3 block, size_t shared_bytes,
+                Stream stream, void** arguments);
+void launch_raw(const void* kernel, const char* name, dim3 grid, dim3 block, size_t shared_bytes,
+                Stream stream, void** arguments) {
+  if (shared_bytes > kSharedByDefault) {
+    static std::mutex mutex;
+    static std::map<const void*, size_t> allowed;
+    const std::lock_guard<std::mutex> lock(mutex);
+    size_t& most = allowed[kernel];
+    if (most < shared_bytes) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes)),
+            "cudaFuncSetAttribute");
+      most = shared_bytes;
+    }
+  }
+  const cudaError_t status =
+      cudaLaunchKernel(kernel, grid, block, arguments, shared_bytes, handle(stream));
+  FOVEA_CHECK(status == cudaSuccess, "cuda launch of ", name, ", grid (", grid.x, ", ", grid.y,
+              ", ", grid.z, "), block (", block.x, ", ", block.y, ", ", block.z, "), ",
+              shared_bytes, " bytes of shared memory: ", cudaGetErrorString(status));
+}
+
+}  // namespace fovea::cuda

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Kernels for the two devices that run CUDA source: a card (namespace fovea::cuda, made by nvcc)
+// and the interpreted device (namespace fovea::interpreted, made by the C++ compiler from the same
+// .cu; core/interpreter/machine.h). The host side of a kernel is a function that both namespaces
+// have:
+//
+//   FOVEA_GPU_DECLARE(void gelu_forward(float* y, const float* x, int64_t n, Stream stream);)
+//   FOVEA_GPU_CALL(device, gelu_forward, y, x, n, stream_of(device));
+//
+// FOVEA_CUDA and FOVEA_INTERPRETED say which of them this build has (CMake option FOVEA_CUDA).
+
+#include "core/device.h"
+#include "core/error.h"
+
+namespace fovea {
+
+// Work queued on it is done in order. The interpreted device has none: its kernels have ended when
+// their launch returns.
+struct Stream {
+  void* handle = nullptr;  // a cudaStream_t
+};
+// The stream on which this host thread's work goes.
+Stream stream_of(Device device);
+
+}  // namespace fovea
+
+#define FOVEA_GPU_DECLARE(...)   \
+  namespace fovea::cuda {        \
+  __VA_ARGS__                    \
+  }                              \
+  namespace fovea::interpreted { \
+  __VA_ARGS__                    \
+  }
+
+#if defined(FOVEA_CUDA) && defined(FOVEA_INTERPRETED)
+#define FOVEA_GPU_CALL(device, function, ...)                                          \
+  ((device).kind == ::fovea::Device::Kind::cuda ? ::fovea::cuda::function(__VA_ARGS__) \
+                                                : ::fovea::interpreted::function(__VA_ARGS__))
+#elif defined(FOVEA_CUDA)
+#define FOVEA_GPU_CALL(device, function, ...) ::fovea::cuda::function(__VA_ARGS__)
+#elif defined(FOVEA_INTERPRETED)
+#define FOVEA_GPU_CALL(device, function, ...) ::fovea::interpreted::function(__VA_ARGS__)
+#else
+#define FOVEA_GPU_CALL(device, function, ...) \
+  ::fovea::detail::fail(#function ": device ", device, " is not in this build")
+#endif

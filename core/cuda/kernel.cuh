@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// What a kernel file (.cu) includes. It is compiled twice: by nvcc into fovea::cuda and, as C++,
+// into fovea::interpreted. Kernels are CUDA C++ with these conventions, in which an interpreted
+// kernel can be checked and a compiled one loses nothing:
+//
+//   - everything stands in namespace FOVEA_GPU
+//   - pointer arguments are Global<T> (nvcc: T* __restrict__); float v = x[i], never auto
+//   - shared memory is FOVEA_SHARED(type, name, count); or dynamic_shared<T>(byte offset), a
+//     Shared<T>
+//   - barriers, warp operations, atomics, tensor cores: the functions of core/cuda/card.cuh, no
+//   asm,
+//     no __shfl, no <<<>>>
+//   - a 16-byte access is Vec<T, N> with load<N>(p) and store<N>(p, v)
+//   - launch<kernel>(grid, block, dynamic shared bytes, stream, arguments...)
+
+#include <cstdint>
+
+#include "core/cuda/gpu.h"
+#include "core/dtype.h"
+
+#if defined(__CUDACC__)
+#define FOVEA_GPU fovea::cuda
+#include "core/cuda/card.cuh"
+#else
+#define FOVEA_GPU fovea::interpreted
+#include "core/interpreter/language.h"
+#endif
+
+#include "core/cuda/reduce.cuh"

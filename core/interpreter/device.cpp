@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/cuda/device.h"
+
+#include <unistd.h>
+
+#include <cstring>
+
+#include "core/interpreter/memory.h"
+#include "core/parallel.h"
+
+namespace fovea::interpreted {
+
+void copy_to_device(void* to, const void* from, size_t bytes, Stream) {
+  if (bytes == 0) return;
+  mark_written(to, bytes);
+  std::memcpy(to, from, bytes);
+}
+
+void copy_to_host(void* to, const void* from, size_t bytes, Stream) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
+  copy_to_device(to, from, bytes, stream);
+}
+
+void fill_bytes(void* to, uint8_t value, size_t bytes, Stream) {
+  if (bytes == 0) return;
+  mark_written(to, bytes);
+  std::memset(to, value, bytes);
+}
+
+void synchronize(Stream) {}
+
+DeviceInfo device_info(int) {
+  DeviceInfo info;
+  info.name = concat("interpreted (", num_threads(), " host threads)");
+  const auto page = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  info.memory_bytes = page * sysconf(_SC_PHYS_PAGES);
+  info.free_bytes = page * sysconf(_SC_AVPHYS_PAGES);
+  return info;
+}
+
+}  // namespace fovea::interpreted

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// CUDA's words for the C++ compiler, and launch(): what makes a .cu a source of the interpreted
+// device.
+
+#include <string_view>
+#include <tuple>
+
+#include "core/interpreter/intrinsics.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+#define threadIdx (::fovea::interpreted::thread().index)
+#define blockIdx (::fovea::interpreted::block_index())
+#define blockDim (::fovea::interpreted::block_dim())
+#define gridDim (::fovea::interpreted::grid_dim())
+
+// One array per host thread, on which a block runs from its first line to its last.
+#define FOVEA_SHARED(type, name, count) \
+  static thread_local ::fovea::interpreted::SharedArray<type, (count)> name(#name)
+
+namespace fovea::interpreted {
+
+using dim3 = Dim3;
+
+namespace detail {
+// "fovea::interpreted::norm_forward_kernel<float>" from the name of an instantiation.
+template <auto kKernel>
+std::string kernel_name() {
+  const std::string_view whole = __PRETTY_FUNCTION__;
+  const size_t begin = whole.find("kKernel = ") + 10;
+  std::string_view name = whole.substr(begin, whole.find("; ", begin) - begin);
+  if (name.ends_with(']')) name.remove_suffix(1);
+  for (const std::string_view prefix :
+       {"fovea::interpreted::", "(anonymous namespace)::", "{anonymous}::"}) {
+    const size_t at = name.find(prefix);
+    if (at != std::string_view::npos && at < name.find('<')) name.remove_prefix(at + prefix.size());
+  }
+  return std::string(name);
+}
+
+template <auto kKernel, typename... P, typename... A>
+void launch_as(void (*)(P...), const LaunchSpec& spec, A&&... arguments) {
+  // Pointers find their allocations here, once.
+  const std::tuple<std::remove_cv_t<P>...> values(std::forward<A>(arguments)...);
+  run(spec, [&values] { std::apply(kKernel, values); });
+}
+}  // namespace detail
+
+// Runs the kernel to its end.
+template <auto kKernel, typename... A>
+void launch(Dim3 grid, Dim3 block, size_t shared_bytes, Stream, A&&... arguments) {
+  detail::launch_as<kKernel>(kKernel, {detail::kernel_name<kKernel>(), grid, block, shared_bytes},
+                             std::forward<A>(arguments)...);
+}
+
+}  // namespace fovea::interpreted
