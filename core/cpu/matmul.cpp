@@ -6,8 +6,8 @@
 #include "core/cpu/gemm.h"
 #include "core/cpu/isa.h"
 #include "core/cpu/onednn.h"
-#include "core/ops/strided.h"
 #include "core/ops/copy.h"
+#include "core/ops/strided.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 
@@ -176,8 +176,7 @@ void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, c
   } else {
     b_leading = leading(b.strides());
   }
-  const StridedLoop<3> loop(batch_shape,
-                                 {leading(out.strides()), leading(a.strides()), b_leading});
+  const StridedLoop<3> loop(batch_shape, {leading(out.strides()), leading(a.strides()), b_leading});
   p.batch = loop.shape[-1];
   if (p.batch > 1) {
     p.c_batch = loop.strides[0][-1], p.a_batch = loop.strides[1][-1],

@@ -119,7 +119,8 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
            {{"data", "inspect", folder.string()}, "holds no .png, .jpg or .jpeg"},
            {{"op", "check", at("none.h5")}, "none.h5: no such file"},
            {{"op", "check", text}, "is no HDF5 file"},
-           {{"op", "check", golden, "--device", "cuda"}, "is not in this build; it has cpu, interpreted"},
+           {{"op", "check", golden, "--device", "cuda"},
+            "is not in this build; it has cpu, interpreted"},
            {{"op", "run", golden, "--out", text + "/x.h5"}, "text.txt/x.h5: Not a directory"},
            {{"bench", "attention", "--shapes", "axb"}, "shape \"axb\"; expected BxHxNxD"},
            {{"bench", "gemm", "--seconds", "0", "--json", text + "/x"}, "Not a directory"}}) {
