@@ -51,7 +51,9 @@ void check_names(const std::vector<TensorSpec>& specs, const std::vector<std::st
 
 }  // namespace
 
-GoldenResult run_golden(const std::filesystem::path& path, Dtype dtype) {
+GoldenResult run_golden(const std::filesystem::path& path, Dtype dtype, Device device) {
+  FOVEA_CHECK(device.is_cpu() || dtype != Dtype::f64, "golden: f64 is for the cpu; device ", device,
+              " computes in f32 or bf16");
   const std::string file = path.string();
   const Hdf5Reader reader(path);
   GoldenResult result{required(reader, "system", file),
@@ -71,7 +73,7 @@ GoldenResult run_golden(const std::filesystem::path& path, Dtype dtype) {
     for (const std::string& name : names) {
       const Tensor value = reader.read(group + "/" + name);
       const bool floating = is_floating(value.dtype());
-      tensors[name] = Variable(floating ? value.to(dtype) : value, floating);
+      tensors[name] = Variable((floating ? value.to(dtype) : value).to(device), floating);
       order.push_back(name);
     }
   }
@@ -79,29 +81,30 @@ GoldenResult run_golden(const std::filesystem::path& path, Dtype dtype) {
   Variables roots;
   Tensors seeds;
   for (const auto& [name, value] : outputs) {
-    result.tensors.emplace_back("outputs/" + name, is_floating(value.dtype())
-                                                       ? value.value().to(Dtype::f64)
-                                                       : value.value());
+    const Tensor here = value.value().to(kCpu);
+    result.tensors.emplace_back("outputs/" + name,
+                                is_floating(here.dtype()) ? here.to(Dtype::f64) : here);
     if (!reader.has("cotangents/" + name)) continue;
     const Tensor seed = reader.read("cotangents/" + name);
     FOVEA_CHECK(seed.shape() == value.shape(), "golden ", file, ": cotangents/", name, " is ",
                 seed.shape(), " but the output is ", value.shape());
     roots.push_back(value);
-    seeds.push_back(seed.to(value.dtype()));
+    seeds.push_back(seed.to(value.dtype()).to(device));
   }
   if (!roots.empty()) backward(roots, seeds);
   for (const std::string& name : order) {
     const Variable& leaf = tensors.at(name);
     if (!leaf.requires_grad()) continue;
     result.tensors.emplace_back("grads/" + name, leaf.grad().defined()
-                                                     ? leaf.grad().to(Dtype::f64)
+                                                     ? leaf.grad().to(kCpu).to(Dtype::f64)
                                                      : Tensor::zeros(leaf.shape(), Dtype::f64));
   }
   return result;
 }
 
-std::vector<GoldenError> check_golden(const std::filesystem::path& path, Dtype dtype) {
-  const GoldenResult result = run_golden(path, dtype);
+std::vector<GoldenError> check_golden(const std::filesystem::path& path, Dtype dtype,
+                                      Device device) {
+  const GoldenResult result = run_golden(path, dtype, device);
   const Hdf5Reader reader(path);
   std::vector<GoldenError> errors;
   for (const std::string group : {"outputs", "grads"}) {

@@ -19,9 +19,9 @@ struct GoldenResult {
   std::vector<std::pair<std::string, Tensor>> tensors;
 };
 
-// Runs the operator on a golden file's inputs in `dtype` (f64, f32 or bf16). Throws naming what the
-// file lacks, has too much, or holds in the wrong shape.
-GoldenResult run_golden(const std::filesystem::path& file, Dtype dtype);
+// Runs the operator on a golden file's inputs in `dtype` (f64, on the cpu alone; f32 or bf16).
+// Throws naming what the file lacks, has too much, or holds in the wrong shape.
+GoldenResult run_golden(const std::filesystem::path& file, Dtype dtype, Device device = kCpu);
 
 struct GoldenError {
   std::string tensor;  // "grads/q"
@@ -31,7 +31,8 @@ struct GoldenError {
 };
 // One entry for every tensor in the file's outputs and grads. Tolerances: f64 1e-9; f32 1e-5
 // outputs, 1e-4 grads; bf16 2e-2.
-std::vector<GoldenError> check_golden(const std::filesystem::path& file, Dtype dtype);
+std::vector<GoldenError> check_golden(const std::filesystem::path& file, Dtype dtype,
+                                      Device device = kCpu);
 
 // Writes the results where a golden file has its own: groups outputs and grads, attributes system,
 // case, options.

@@ -51,11 +51,11 @@ void list() {
   }
 }
 
-int check(const std::vector<std::string>& files, const std::string& dtype) {
+int check(const std::vector<std::string>& files, Dtype dtype, Device device) {
   int failed = 0;
   for (const std::string& file : files) {
     std::cout << file << '\n';
-    for (const attention::GoldenError& e : attention::check_golden(file, parse_dtype(dtype))) {
+    for (const attention::GoldenError& e : attention::check_golden(file, dtype, device)) {
       std::cout << "  " << (e.passed() ? "ok    " : "FAILED") << "  " << std::left << std::setw(20)
                 << e.tensor << std::right << "  error " << e.error << "  tolerance " << e.tolerance
                 << '\n';
@@ -66,6 +66,12 @@ int check(const std::vector<std::string>& files, const std::string& dtype) {
   return failed > 0 ? 1 : 0;
 }
 
+// What the user asked for, or the most exact that the device has.
+Dtype dtype_for(const std::string& asked, Device device) {
+  if (!asked.empty()) return parse_dtype(asked);
+  return device.is_cpu() ? Dtype::f64 : Dtype::f32;
+}
+
 }  // namespace
 
 void add_op(CLI::App& program, int& status) {
@@ -74,7 +80,7 @@ void add_op(CLI::App& program, int& status) {
   op->require_subcommand(1);
   static bool json = false;
   static std::vector<std::string> files;
-  static std::string dtype = "f64", device = "cpu", file, out;
+  static std::string dtype, device = "cpu", file, out;
   CLI::App* show = op->add_subcommand("list", "systems with their tensors and options");
   show->add_flag("--json", json, "for programs");
   show->callback([] { json ? list_json() : list(); });
@@ -83,20 +89,19 @@ void add_op(CLI::App& program, int& status) {
       "run golden files forward and backward; exit code 1 when a tensor is past its tolerance");
   verify->add_option("FILE", files, "golden files (.h5)")->required();
   verify->callback([&status] {
-    parse_device(device);
-    status = check(files, dtype);
+    const Device on = parse_device(device);
+    status = check(files, dtype_for(dtype, on), on);
   });
   CLI::App* run = op->add_subcommand("run", "run a file's inputs and write outputs and gradients");
   run->add_option("FILE", file, "golden file, or one with inputs alone")->required();
   run->add_option("--out", out, "file to write")->required();
   run->callback([] {
-    parse_device(device);
-    attention::write_golden_result(attention::run_golden(file, parse_dtype(dtype)), out);
+    const Device on = parse_device(device);
+    attention::write_golden_result(attention::run_golden(file, dtype_for(dtype, on), on), out);
     std::cout << out << '\n';
   });
   for (CLI::App* verb : {verify, run}) {
-    verb->add_option("--dtype", dtype, "f64, f32 or bf16")
-        ->capture_default_str()
+    verb->add_option("--dtype", dtype, "f64 (the cpu's default), f32 (the others') or bf16")
         ->check(CLI::IsMember({"f64", "f32", "bf16"}));
     verb->add_option("--device", device, "where it runs")->capture_default_str();
   }
