@@ -58,6 +58,7 @@ function(fovea_kernels folder target)
       file(RELATIVE_PATH name ${CMAKE_SOURCE_DIR} ${kernel})
       set(wrapper ${CMAKE_BINARY_DIR}/interpreted/${name}.cpp)
       file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${name}\"\n")
+      set_source_files_properties(${wrapper} PROPERTIES COMPILE_OPTIONS -Wno-unknown-pragmas)  # unroll
       target_sources(${target} PRIVATE ${wrapper})
     endforeach()
   endif()

@@ -177,7 +177,7 @@ T load_acquire(const Global<T>& from, Where where = Where::current()) {
 }
 template <typename T>
 void store_release(const Global<T>& to, T value, Where where = Where::current()) {
-  check_global(to.block(), to.address(), sizeof(T), "writes", where);
+  check_global(to.block(), to.address(), sizeof(T), alignof(T), "writes", where);
   std::atomic_ref<T>(*to.address()).store(value, std::memory_order_release);
   mark_written(to.address(), sizeof(T));
 }

@@ -35,18 +35,18 @@ struct alignas(sizeof(T) * N) Vec {
 [[noreturn]] void fault_global(const Allocation* block, const void* at, size_t bytes,
                                const char* verb, const Where& where);
 
-inline size_t check_global(const Allocation* block, const void* at, size_t bytes, const char* verb,
-                           const Where& where) {
+inline size_t check_global(const Allocation* block, const void* at, size_t bytes, size_t alignment,
+                           const char* verb, const Where& where) {
   const auto offset = static_cast<const std::byte*>(at) - (block ? block->begin : nullptr);
   if (block == nullptr || offset < 0 || static_cast<size_t>(offset) + bytes > block->bytes ||
-      reinterpret_cast<uintptr_t>(at) % bytes != 0)
+      reinterpret_cast<uintptr_t>(at) % alignment != 0)
     fault_global(block, at, bytes, verb, where);
   return static_cast<size_t>(offset);
 }
 
 template <typename T>
 T read_global(const Allocation* block, const void* at, const Where& where) {
-  const size_t offset = check_global(block, at, sizeof(T), "reads", where);
+  const size_t offset = check_global(block, at, sizeof(T), alignof(T), "reads", where);
   for (size_t i = 0; i < sizeof(T); ++i)
     if (block->written[offset + i] == 0) fault_global(block, at, sizeof(T), "unwritten", where);
   T value;
@@ -56,7 +56,7 @@ T read_global(const Allocation* block, const void* at, const Where& where) {
 
 template <typename T>
 void write_global(const Allocation* block, void* at, const T& value, const Where& where) {
-  const size_t offset = check_global(block, at, sizeof(T), "writes", where);
+  const size_t offset = check_global(block, at, sizeof(T), alignof(T), "writes", where);
   std::memcpy(at, &value, sizeof(T));
   std::memset(block->written.get() + offset, 1, sizeof(T));
 }

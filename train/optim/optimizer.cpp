@@ -3,12 +3,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
+#include <span>
 
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
 #include "core/parallel.h"
 #include "train/optim/cpu/kernels.h"
+#include "train/optim/cuda/kernels.h"
 
 namespace fovea::train {
 namespace {
@@ -51,6 +54,63 @@ void for_blocks(const std::vector<Slot>& slots, F&& f) {
   });
 }
 
+// ---- on a GPU device: one launch over all pieces ------------------------------------------------
+
+// The table of pieces on the device; sent again only when an address or a number has changed.
+class PieceTable {
+ public:
+  // Adds `count` elements in pieces; pointers that are null stay so.
+  void add(float* value, const float* gradient, float* first, float* second, int64_t count,
+           float shrink) {
+    const auto at = [](auto* p, int64_t i) { return p == nullptr ? nullptr : p + i; };
+    for (int64_t begin = 0; begin < count; begin += kOptimizerPiece) {
+      OptimizerPiece piece{};  // with its padding, which is compared too
+      piece.value = at(value, begin);
+      piece.gradient = at(gradient, begin);
+      piece.first = at(first, begin);
+      piece.second = at(second, begin);
+      piece.count = std::min(kOptimizerPiece, count - begin);
+      piece.shrink = shrink;
+      next_.push_back(piece);
+    }
+  }
+  // What was added since the last call, on the device.
+  const OptimizerPiece* send(Device device) {
+    const auto bytes = next_.size() * sizeof(OptimizerPiece);
+    if (next_.size() != now_.size() || std::memcmp(next_.data(), now_.data(), bytes) != 0) {
+      const auto* begin = reinterpret_cast<const uint8_t*>(next_.data());
+      table_ = Tensor::from(std::span<const uint8_t>(begin, bytes), {static_cast<int64_t>(bytes)},
+                            device);
+    }
+    now_.swap(next_);
+    next_.clear();
+    return reinterpret_cast<const OptimizerPiece*>(table_.raw());
+  }
+  int64_t count() const { return static_cast<int64_t>(now_.size()); }
+
+ private:
+  std::vector<OptimizerPiece> next_, now_;
+  Tensor table_;
+};
+
+float* floats(const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; }
+
+// All slots that have a gradient.
+const OptimizerPiece* send_slots(PieceTable& table, const std::vector<Slot>& slots, float shrink,
+                                 Device device) {
+  for (const Slot& slot : slots) {
+    const Tensor& gradient = slot.variable.grad();
+    if (!gradient.defined()) continue;
+    table.add(floats(slot.variable.value()), floats(gradient), floats(slot.first),
+              floats(slot.second), gradient.numel(), slot.decays ? shrink : 1.0f);
+  }
+  return table.send(device);
+}
+
+Device device_of(const std::vector<Slot>& slots) {
+  return slots.empty() ? kCpu : slots[0].variable.value().device();
+}
+
 std::vector<Slot> make_slots(const Parameters& parameters, const OptimizerOptions& options,
                              bool second) {
   std::vector<Slot> slots;
@@ -84,8 +144,8 @@ void append_state(NamedTensors& out, const std::vector<Slot>& slots, const std::
   }
 }
 
-void adamw(const std::vector<Slot>& slots, const OptimizerOptions& o, int64_t t, double lr,
-           double factor) {
+void adamw(const std::vector<Slot>& slots, PieceTable& table, const OptimizerOptions& o, int64_t t,
+           double lr, double factor) {
   make_gradients_contiguous(slots);
   AdamwStep s{};
   s.factor = static_cast<float>(factor);
@@ -96,6 +156,11 @@ void adamw(const std::vector<Slot>& slots, const OptimizerOptions& o, int64_t t,
       static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(o.beta2, static_cast<double>(t))));
   s.eps = static_cast<float>(o.eps);
   const auto shrink = static_cast<float>(1.0 - lr * o.weight_decay);
+  if (const Device device = device_of(slots); !device.is_cpu()) {
+    const OptimizerPiece* pieces = send_slots(table, slots, shrink, device);
+    FOVEA_GPU_CALL(device, adamw_pieces, pieces, table.count(), s, stream_of(device));
+    return;
+  }
   for_blocks(slots, [&](const Slot& slot, int64_t begin, int64_t n) {
     AdamwStep mine = s;
     mine.shrink = slot.decays ? shrink : 1.0f;
@@ -116,9 +181,12 @@ class Adamw final : public Optimizer {
   }
 
  private:
-  void update(double lr, double factor) override { adamw(slots_, options_, steps(), lr, factor); }
+  void update(double lr, double factor) override {
+    adamw(slots_, table_, options_, steps(), lr, factor);
+  }
   OptimizerOptions options_;
   std::vector<Slot> slots_;
+  PieceTable table_;
 };
 
 // SGD with momentum, and Lion: one state tensor each.
@@ -136,6 +204,21 @@ class OneMoment final : public Optimizer {
   void update(double lr, double factor) override {
     make_gradients_contiguous(slots_);
     const bool lion = options_.kind == "lion";
+    if (const Device device = device_of(slots_); !device.is_cpu()) {
+      MomentumStep step{};
+      step.factor = static_cast<float>(factor);
+      step.lr = static_cast<float>(lr);
+      step.beta1 = static_cast<float>(lion ? options_.beta1 : options_.momentum);
+      step.beta2 = static_cast<float>(options_.beta2);
+      step.nesterov = options_.nesterov;
+      const OptimizerPiece* pieces =
+          send_slots(table_, slots_, static_cast<float>(1.0 - lr * options_.weight_decay), device);
+      if (lion)
+        FOVEA_GPU_CALL(device, lion_pieces, pieces, table_.count(), step, stream_of(device));
+      else
+        FOVEA_GPU_CALL(device, sgd_pieces, pieces, table_.count(), step, stream_of(device));
+      return;
+    }
     for_blocks(slots_, [&](const Slot& slot, int64_t begin, int64_t n) {
       float* p = slot.variable.value().data<float>() + begin;
       const float* g = gradient(slot) + begin;
@@ -153,7 +236,38 @@ class OneMoment final : public Optimizer {
   }
   OptimizerOptions options_;
   std::vector<Slot> slots_;
+  PieceTable table_;
 };
+
+// Root of the sum of squares of contiguous f32 tensors on one device.
+double norm_of(const std::vector<Tensor>& tensors) {
+  if (tensors.empty()) return 0.0;
+  if (const Device device = tensors[0].device(); !device.is_cpu()) {
+    PieceTable table;
+    for (const Tensor& t : tensors)
+      table.add(nullptr, floats(t), nullptr, nullptr, t.numel(), 1.0f);
+    const OptimizerPiece* pieces = table.send(device);
+    const Tensor partial = Tensor::empty({std::max<int64_t>(1, table.count())}, Dtype::i64, device),
+                 total = Tensor::empty({}, Dtype::f32, device);
+    FOVEA_GPU_CALL(device, norm_of_pieces, floats(total), partial.raw(), pieces, table.count(),
+                   stream_of(device));
+    return total.item();
+  }
+  std::vector<std::pair<const float*, int64_t>> pieces;
+  for (const Tensor& t : tensors) {
+    const int64_t n = t.numel();
+    for (int64_t begin = 0; begin < n; begin += kBlock)
+      pieces.emplace_back(t.data<float>() + begin, std::min(kBlock, n - begin));
+  }
+  std::vector<double> sums(pieces.size());
+  parallel_for(0, static_cast<int64_t>(pieces.size()), 4, [&](int64_t from, int64_t to) {
+    for (auto i = static_cast<size_t>(from); i < static_cast<size_t>(to); ++i)
+      sums[i] = FOVEA_SIMD_CALL(sum_of_squares, pieces[i].first, pieces[i].second);
+  });
+  double total = 0.0;
+  for (const double sum : sums) total += sum;
+  return std::sqrt(total);
+}
 
 // Muon (Jordan et al. 2024): momentum, made nearly orthogonal by a quintic Newton-Schulz iteration.
 // For hidden matrices; embeddings, heads and vectors take AdamW with adam_lr under the same
@@ -179,7 +293,7 @@ class Muon final : public Optimizer {
 
  private:
   void update(double lr, double factor) override {
-    adamw(rest_, options_, steps(), options_.adam_lr * lr / options_.lr, factor);
+    adamw(rest_, table_, options_, steps(), options_.adam_lr * lr / options_.lr, factor);
     for (const Slot& slot : matrices_) {
       if (!slot.variable.grad().defined()) continue;
       const Tensor& p = slot.variable.value();
@@ -197,7 +311,7 @@ class Muon final : public Optimizer {
   Tensor orthogonalised(const Tensor& g) const {
     constexpr double a = 3.4445, b = -4.7750, c = 2.0315;
     const bool tall = g.dim(0) > g.dim(1);
-    const double norm = std::sqrt(FOVEA_SIMD_CALL(sum_of_squares, g.data<float>(), g.numel()));
+    const double norm = norm_of({g});
     Tensor x = scale(tall ? g.transpose(0, 1).contiguous() : g, 1.0 / (norm + 1e-7));
     for (int64_t i = 0; i < options_.newton_schulz; ++i) {
       const Tensor gram = matmul(x, x.transpose(0, 1));
@@ -211,6 +325,7 @@ class Muon final : public Optimizer {
   }
   OptimizerOptions options_;
   std::vector<Slot> matrices_, rest_;
+  PieceTable table_;
 };
 
 }  // namespace
@@ -231,23 +346,11 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
 }
 
 double global_norm(const Parameters& parameters) {
-  std::vector<Tensor> keep;
-  std::vector<std::pair<const float*, int64_t>> pieces;
+  std::vector<Tensor> gradients;
   for (const nn::NamedParameter& p : parameters) {
-    if (!p.variable.grad().defined()) continue;
-    keep.push_back(p.variable.grad().contiguous());
-    const int64_t n = keep.back().numel();
-    for (int64_t begin = 0; begin < n; begin += kBlock)
-      pieces.emplace_back(keep.back().data<float>() + begin, std::min(kBlock, n - begin));
+    if (p.variable.grad().defined()) gradients.push_back(p.variable.grad().contiguous());
   }
-  std::vector<double> sums(pieces.size());
-  parallel_for(0, static_cast<int64_t>(pieces.size()), 4, [&](int64_t from, int64_t to) {
-    for (auto i = static_cast<size_t>(from); i < static_cast<size_t>(to); ++i)
-      sums[i] = FOVEA_SIMD_CALL(sum_of_squares, pieces[i].first, pieces[i].second);
-  });
-  double total = 0.0;
-  for (const double sum : sums) total += sum;
-  return std::sqrt(total);
+  return norm_of(gradients);
 }
 
 std::optional<std::string> first_nonfinite(const Parameters& parameters) {
@@ -268,6 +371,22 @@ std::optional<std::string> first_nonfinite(const Parameters& parameters) {
 
 // ---- EMA ----------------------------------------------------------------------------------------
 
+namespace {
+
+Device device_of(const NamedTensors& tensors) {
+  return tensors.empty() ? kCpu : tensors[0].second.device();
+}
+
+const OptimizerPiece* send_averages(PieceTable& table, const NamedTensors& averages,
+                                    const Parameters& parameters, Device device) {
+  for (size_t i = 0; i < parameters.size(); ++i)
+    table.add(floats(parameters[i].variable.value()), nullptr, floats(averages[i].second), nullptr,
+              averages[i].second.numel(), 1.0f);
+  return table.send(device);
+}
+
+}  // namespace
+
 Ema::Ema(const Parameters& parameters, double decay) : parameters_(parameters), decay_(decay) {
   for (const nn::NamedParameter& p : parameters)
     averages_.emplace_back(p.name, p.variable.value().clone());
@@ -277,6 +396,12 @@ void Ema::update() {
   FOVEA_CHECK(!swapped_,
               "ema: update while the averages stand in the parameters; end the Swap first");
   const auto rest = static_cast<float>(1.0 - decay_);
+  if (const Device device = device_of(averages_); !device.is_cpu()) {
+    PieceTable table;
+    const OptimizerPiece* pieces = send_averages(table, averages_, parameters_, device);
+    FOVEA_GPU_CALL(device, ema_pieces, pieces, table.count(), rest, stream_of(device));
+    return;
+  }
   for (size_t i = 0; i < parameters_.size(); ++i) {
     float* average = averages_[i].second.data<float>();
     const float* value = parameters_[i].variable.value().data<float>();
@@ -294,6 +419,12 @@ Ema::Swap::Swap(Ema& ema) : ema_(ema) {
 
 void Ema::exchange() {
   swapped_ = !swapped_;
+  if (const Device device = device_of(averages_); !device.is_cpu()) {
+    PieceTable table;
+    const OptimizerPiece* pieces = send_averages(table, averages_, parameters_, device);
+    FOVEA_GPU_CALL(device, swap_pieces, pieces, table.count(), stream_of(device));
+    return;
+  }
   for (size_t i = 0; i < parameters_.size(); ++i) {
     float* average = averages_[i].second.data<float>();
     std::swap_ranges(average, average + averages_[i].second.numel(),

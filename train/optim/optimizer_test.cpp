@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/optim/optimizer.h"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <limits>
 
 #include "core/ops/matmul.h"
 #include "core/parallel.h"
+#include "core/testing/devices.h"
 
 namespace fovea::train {
 namespace {
@@ -19,21 +18,22 @@ Tensor random(const Shape& shape, const std::string& name, uint64_t step = 0) {
 }
 
 // Parameters of awkward sizes, two of them vectors.
-Parameters make_parameters() {
+Parameters make_parameters(Device device = kCpu) {
   Parameters parameters;
   for (const auto& [name, shape] :
        std::vector<std::pair<std::string, Shape>>{{"token.weight", {5, 3}},
                                                   {"blocks.0.up.weight", {17, 15}},
                                                   {"norm.weight", {1}},
                                                   {"big", {70001}}}) {
-    parameters.push_back({name, Variable(random(shape, name), true)});
+    parameters.push_back({name, Variable(random(shape, name).to(device), true)});
   }
   return parameters;
 }
 
 void set_gradients(const Parameters& parameters, uint64_t step) {
   for (const auto& p : parameters)
-    p.variable.set_grad(random(p.variable.shape(), "grad." + p.name, step));
+    p.variable.set_grad(
+        random(p.variable.shape(), "grad." + p.name, step).to(p.variable.value().device()));
 }
 
 bool decays(const Parameters& parameters, size_t i) {
@@ -77,13 +77,16 @@ struct Definition {
   }
 };
 
-TEST(Optimizer, RulesFollowTheirDefinition) {
+class Optimizers : public OnDevices {};
+FOVEA_ON_DEVICES(Optimizers);
+
+TEST_P(Optimizers, RulesFollowTheirDefinition) {
   for (const std::string kind : {"adamw", "sgd", "nesterov", "lion"}) {
     SCOPED_TRACE(kind);
     OptimizerOptions options;
     options.kind = kind == "nesterov" ? "sgd" : kind;
     options.nesterov = kind == "nesterov";
-    const Parameters parameters = make_parameters();
+    const Parameters parameters = make_parameters(device());
     const auto optimizer = make_optimizer(options, parameters);
     Definition definition(parameters);
     for (int t = 1; t <= 4; ++t) {
@@ -157,8 +160,8 @@ TEST(Optimizer, AStateMovedToAFreshOneContinuesBitForBitOnAnyNumberOfThreads) {
   }
 }
 
-TEST(Optimizer, GlobalNormIsThatOfAllGradientsTogether) {
-  const Parameters parameters = make_parameters();
+TEST_P(Optimizers, GlobalNormIsThatOfAllGradientsTogether) {
+  const Parameters parameters = make_parameters(device());
   set_gradients(parameters, 1);
   double total = 0.0;
   for (const auto& p : parameters) {
@@ -167,19 +170,23 @@ TEST(Optimizer, GlobalNormIsThatOfAllGradientsTogether) {
   EXPECT_NEAR(global_norm(parameters), std::sqrt(total), 1e-6 * std::sqrt(total));
 }
 
-TEST(Optimizer, TheFirstBadElementIsNamed) {
-  const Parameters parameters = make_parameters();
+TEST_P(Optimizers, TheFirstBadElementIsNamed) {
+  const Parameters parameters = make_parameters(device());
   set_gradients(parameters, 1);
   EXPECT_FALSE(first_nonfinite(parameters).has_value());
-  parameters[3].variable.value().data<float>()[69999] = std::numeric_limits<float>::infinity();
+  parameters[3]
+      .variable.value()
+      .slice(0, 69999, 70000)
+      .fill_(std::numeric_limits<double>::infinity());
   EXPECT_EQ(first_nonfinite(parameters), "value of big [70001], element 69999: inf");
-  parameters[1].variable.grad().data<float>()[16] = std::numeric_limits<float>::quiet_NaN();
+  parameters[1].variable.grad().slice(0, 1, 2).slice(1, 1, 2).fill_(
+      std::numeric_limits<double>::quiet_NaN());
   EXPECT_EQ(first_nonfinite(parameters),
             "gradient of blocks.0.up.weight [17, 15], element 16: nan");
 }
 
-TEST(Ema, AveragesAndSwapsBitForBit) {
-  const Parameters parameters = make_parameters();
+TEST_P(Optimizers, EmaAveragesAndSwapsBitForBit) {
+  const Parameters parameters = make_parameters(device());
   Ema ema(parameters, 0.9);
   const std::vector<float> start = parameters[1].variable.value().to_vector<float>();
   parameters[1].variable.value().fill_(1.0);
