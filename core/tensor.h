@@ -40,8 +40,7 @@ class Tensor {
   // An absent tensor: defined() is false. Stands for "no gradient", "no bias".
   Tensor() = default;
 
-  // ---- new storage
-  // ---------------------------------------------------------------------------------------------
+  // ---- new storage ------------------------------------------------------------------------------
   static Tensor empty(const Shape& shape, Dtype dtype = Dtype::f32, Device device = kCpu);
   static Tensor zeros(const Shape& shape, Dtype dtype = Dtype::f32, Device device = kCpu);
   static Tensor full(const Shape& shape, double value, Dtype dtype = Dtype::f32,
@@ -67,8 +66,7 @@ class Tensor {
   // Copy on another device; the same handle when it is already there.
   Tensor to(Device device) const;
 
-  // ---- description
-  // ---------------------------------------------------------------------------------------------
+  // ---- description ------------------------------------------------------------------------------
   bool defined() const { return storage_ != nullptr; }
   const Shape& shape() const { return shape_; }
   const Shape& strides() const { return strides_; }  // in elements
@@ -99,8 +97,7 @@ class Tensor {
   template <typename T>
   std::vector<T> to_vector() const;
 
-  // ---- views
-  // ---------------------------------------------------------------------------------------------------
+  // ---- views ------------------------------------------------------------------------------------
   // Same elements, new shape; one size may be -1. Throws when the strides do not allow it.
   Tensor view(const Shape& shape) const;
   // view() where possible, else a contiguous copy.
@@ -116,8 +113,7 @@ class Tensor {
   // Size-1 (and missing leading) axes stretched with stride 0.
   Tensor expand(const Shape& shape) const;
 
-  // ---- in place
-  // ------------------------------------------------------------------------------------------------
+  // ---- in place ---------------------------------------------------------------------------------
   // Copies (and converts) source into this; source broadcasts. Const: the handle does not change.
   void copy_(const Tensor& source) const;
   void fill_(double value) const;

@@ -26,8 +26,8 @@ nn::CrossEntropyOptions loss_options(const TrainOptions& options) {
 // Loss and argmax against targets over rows of logits [R, V]; targets i64 [R], -100 = not scored.
 EvalSums score(const Variable& logits, const Tensor& targets) {
   const int64_t classes = logits.dim(-1);
-  const Tensor rows = logits.value().reshape({-1, classes}).to(Dtype::f32).contiguous();
-  const Tensor labels = targets.contiguous();
+  const Tensor rows = logits.value().to(kCpu).reshape({-1, classes}).to(Dtype::f32).contiguous();
+  const Tensor labels = targets.to(kCpu).contiguous();
   EvalSums sums;
   for (int64_t r = 0; r < labels.numel(); ++r) {
     const int64_t label = labels.data<int64_t>()[r];
@@ -105,7 +105,7 @@ EvalSums& EvalSums::operator+=(const EvalSums& other) {
 
 int64_t scored_positions(const data::Batch& batch) {
   if (batch.soft_targets.defined()) return batch.soft_targets.dim(0);
-  const Tensor targets = batch.targets.contiguous();
+  const Tensor targets = batch.targets.to(kCpu).contiguous();
   const int64_t* labels = targets.data<int64_t>();
   return std::count_if(labels, labels + targets.numel(), [](int64_t label) { return label >= 0; });
 }

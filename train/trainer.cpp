@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "core/cuda/device.h"
 #include "core/parallel.h"
 #include "train/bench/roof.h"
 #include "train/sampler.h"
@@ -15,6 +16,17 @@ namespace {
 data::Batch slice(const data::Batch& batch, int64_t begin, int64_t end) {
   const auto cut = [&](const Tensor& t) { return t.defined() ? t.slice(0, begin, end) : t; };
   return {cut(batch.inputs), cut(batch.targets), cut(batch.soft_targets)};
+}
+
+data::Batch moved(const data::Batch& batch, Device device) {
+  return {batch.inputs.to(device), batch.targets.to(device), batch.soft_targets.to(device)};
+}
+
+// Of this build, and there: a card that does not answer is an error before anything is made.
+Device device_of(const TrainOptions& train) {
+  const Device device = parse_device(train.device);
+  if (!device.is_cpu()) FOVEA_GPU_CALL(device, device_info, device.index);
+  return device;
 }
 
 // Evaluations come late in a run: held-out data that the model cannot take are refused at its
@@ -48,9 +60,9 @@ std::string fixed(double value, int digits) {
 
 }  // namespace
 
-Trainer::Trainer(Experiment& experiment) : experiment_(experiment) {
+Trainer::Trainer(Experiment& experiment)
+    : experiment_(experiment), device_(device_of(experiment.train)) {
   const TrainOptions& train = experiment.train;
-  parse_device(train.device);
   if (train.threads > 0) set_num_threads(static_cast<int>(train.threads));
   FOVEA_CHECK(train.micro_batch == 0 || train.batch % train.micro_batch == 0, "train: micro_batch ",
               train.micro_batch, " does not divide batch ", train.batch);
@@ -65,6 +77,7 @@ Trainer::Trainer(Experiment& experiment) : experiment_(experiment) {
   model_ = make_model(experiment, data());
   model_->initialise(seed);
   model_->set_compute(train.compute());
+  model_->module().to(device_);
   parameters_ = model_->module().parameters();
   optimizer_ = make_optimizer(experiment.optimizer, parameters_);
   if (train.ema > 0.0) ema_ = std::make_unique<Ema>(parameters_, train.ema);
@@ -92,7 +105,7 @@ Trainer::StepResult Trainer::step(const data::Batch& batch) {
     // nothing.
     const double weight = static_cast<double>(scored_positions(part)) / scored;
     if (weight == 0.0) continue;
-    const Variable loss = model_->loss(part, train);
+    const Variable loss = model_->loss(moved(part, device_), train);
     const double value = loss.value().item();
     FOVEA_CHECK(
         std::isfinite(value), "train: the loss of step ", step_ + 1, " is ", value,
@@ -100,7 +113,7 @@ Trainer::StepResult Trainer::step(const data::Batch& batch) {
         first_nonfinite(parameters_)
             .value_or("none of the parameters (activations overflowed; lower the learning rate)"));
     result.loss += weight * value;
-    loss.backward(Tensor::full(loss.shape(), weight, loss.dtype()));
+    loss.backward(Tensor::full(loss.shape(), weight, loss.dtype(), device_));
   }
   result.grad_norm = global_norm(parameters_);
   FOVEA_CHECK(std::isfinite(result.grad_norm), "train: the gradient of step ", step_ + 1,
@@ -130,7 +143,7 @@ EvalSums Trainer::evaluate(int64_t samples) {
     std::vector<data::Sample> part;
     for (int64_t i = begin; i < std::min(count, begin + batch); ++i)
       part.push_back({i, 0, static_cast<uint64_t>(i)});
-    sums += model_->evaluate(val_source_->make(part, 0));
+    sums += model_->evaluate(moved(val_source_->make(part, 0), device_));
   }
   model_->module().train(true);
   FOVEA_CHECK(sums.scored > 0, "evaluate: no held-out position has a target");
@@ -223,8 +236,8 @@ struct Trainer::Clock {
   Steady::time_point start = Steady::now();
   double window_s = 0.0;  // since the last metrics line
   int64_t window_steps = 0;
-  double step_s = 0.0;  // of one step, smoothed for the display
-  double peak_flops = 0.0;
+  double step_s = 0.0;      // of one step, smoothed for the display
+  double peak_flops = 0.0;  // 0: the device's is not known
 
   void begin() { start = Steady::now(); }
   double end() {
@@ -241,7 +254,8 @@ void Trainer::log_step(const StepResult& result, Clock& clock, MetricsWriter& me
   const TrainOptions& train = experiment_.train;
   const double units_a_step = static_cast<double>(train.batch * model_->units_per_sample());
   const auto mfu = [&](double seconds) {
-    return model_->step_flops(train.batch) / seconds / clock.peak_flops;
+    return clock.peak_flops > 0.0 ? model_->step_flops(train.batch) / seconds / clock.peak_flops
+                                  : -1.0;
   };
   ProgressState state{step_,
                       train.steps,
@@ -251,10 +265,10 @@ void Trainer::log_step(const StepResult& result, Clock& clock, MetricsWriter& me
                       model_->unit(),
                       mfu(clock.step_s),
                       clock.step_s * static_cast<double>(train.steps - step_),
-                      memory_stats().live_bytes};
+                      memory_stats(device_).live_bytes};
   if (step_ % train.log_every == 0 || step_ == train.steps) {
     const double a_step = clock.window_s / static_cast<double>(clock.window_steps);
-    metrics.write({step_,
+    Metrics record{step_,
                    units(),
                    seconds_,
                    "train",
@@ -262,12 +276,13 @@ void Trainer::log_step(const StepResult& result, Clock& clock, MetricsWriter& me
                     {"lr", result.lr},
                     {"grad_norm", result.grad_norm},
                     {"units_per_s", units_a_step / a_step},
-                    {"mfu", mfu(a_step)},
-                    {"memory_bytes", static_cast<double>(memory_stats().peak_bytes)}}});
+                    {"memory_bytes", static_cast<double>(memory_stats(device_).peak_bytes)}}};
+    if (mfu(a_step) >= 0.0) record.values.emplace_back("mfu", mfu(a_step));
+    metrics.write(record);
     clock.window_s = 0.0;
     clock.window_steps = 0;
   }
-  state.bytes = memory_stats().peak_bytes;
+  state.bytes = memory_stats(device_).peak_bytes;
   progress.update(state);
 }
 
@@ -293,7 +308,7 @@ Outcome Trainer::train(const RunFolder& folder, const std::atomic<int>& stop, st
   MetricsWriter metrics(folder.path(), step_);
   Progress progress(out, terminal);
   Clock clock;
-  clock.peak_flops = measured(product_roof(train.compute()));
+  if (device_.is_cpu()) clock.peak_flops = measured(product_roof(train.compute()));
   Outcome outcome;
   const int64_t first = step_;
   int64_t saved = -1;

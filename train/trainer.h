@@ -75,6 +75,7 @@ class Trainer {
   int64_t units() const { return step_ * experiment_.train.batch * model_->units_per_sample(); }
 
   Experiment& experiment_;
+  Device device_;
   std::unique_ptr<data::Source> train_source_, val_source_;
   std::unique_ptr<data::Loader> loader_;
   std::unique_ptr<Model> model_;

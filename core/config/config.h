@@ -121,9 +121,9 @@ class Fields {
   std::vector<Section> sections_;
 };
 
-// ---- reading and writing
-// ----------------------------------------------------------------------------------------- A flag
-// "--optimizer.lr=3e-4" as key and value; a bool flag may come without a value.
+// ---- reading and writing ------------------------------------------------------------------------
+
+// A flag "--optimizer.lr=3e-4" as key and value; a bool flag may come without a value.
 struct Flag {
   std::string key, value;
 };

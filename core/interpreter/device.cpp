@@ -13,11 +13,14 @@ namespace fovea::interpreted {
 void copy_to_device(void* to, const void* from, size_t bytes, Stream) {
   if (bytes == 0) return;
   mark_written(to, bytes);
+  const Access access;
   std::memcpy(to, from, bytes);
 }
 
 void copy_to_host(void* to, const void* from, size_t bytes, Stream) {
-  if (bytes > 0) std::memcpy(to, from, bytes);
+  if (bytes == 0) return;
+  const Access access;
+  std::memcpy(to, from, bytes);
 }
 
 void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
@@ -27,6 +30,7 @@ void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
 void fill_bytes(void* to, uint8_t value, size_t bytes, Stream) {
   if (bytes == 0) return;
   mark_written(to, bytes);
+  const Access access;
   std::memset(to, value, bytes);
 }
 

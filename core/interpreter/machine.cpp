@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "core/interpreter/block.h"
+#include "core/interpreter/memory.h"
 #include "core/parallel.h"
 
 namespace fovea::interpreted {
@@ -86,6 +87,7 @@ void run(const LaunchSpec& spec, const std::function<void()>& body) {
   FOVEA_CHECK(spec.shared_bytes <= kSharedMost, "kernel ", spec.kernel, ": ", spec.shared_bytes,
               " bytes of shared memory; a block has at most ", kSharedMost);
   const int64_t blocks = int64_t{g.x} * g.y * g.z;
+  const Access access;
   // A host thread takes every n-th block: its fibers and its shared memory are made once.
   const int64_t workers = std::min<int64_t>(blocks, num_threads());
   parallel_for_each(0, workers, [&](int64_t worker) {

@@ -2,7 +2,8 @@
 #pragma once
 // The memory of the interpreted device: host memory that remembers, byte by byte, what has been
 // written. Fresh memory is filled with 0xFF (NaN in f32 and bf16), and a kernel that reads a byte
-// nobody wrote, or that leaves its block, is stopped by name (core/interpreter/pointer.h).
+// nobody wrote, or that leaves its block, is stopped by name (core/interpreter/pointer.h). Host
+// code that touches it, as it could not touch a card's, ends in a segmentation fault that says so.
 
 #include <cstddef>
 #include <cstdint>
@@ -23,7 +24,16 @@ void device_free(void* block) noexcept;
 // The allocation that holds `at`, or null: a host pointer, or one past its block.
 const Allocation* find_allocation(const void* at);
 
-// What the host writes, by copies and through libraries: without it a kernel refuses to read.
+// What the host writes, by copies: without it a kernel refuses to read.
 void mark_written(void* at, size_t bytes);
+
+// Device memory can be touched while one lives: in kernels and copies.
+class Access {
+ public:
+  Access();
+  ~Access();
+  Access(const Access&) = delete;
+  Access& operator=(const Access&) = delete;
+};
 
 }  // namespace fovea::interpreted

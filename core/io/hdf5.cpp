@@ -343,7 +343,7 @@ Hdf5Writer::~Hdf5Writer() {
 }
 
 void Hdf5Writer::write(const std::string& name, const Tensor& tensor) {
-  const Tensor values = tensor.contiguous();
+  const Tensor values = tensor.to(kCpu).contiguous();
   std::vector<hsize_t> sizes, chunk;
   for (const int64_t size : values.shape()) sizes.push_back(static_cast<hsize_t>(size));
   const bool scalar = sizes.empty();

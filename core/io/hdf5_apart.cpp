@@ -164,6 +164,7 @@ void answer(Hdf5Source& file, Ask ask, Channel& channel) {
     std::unique_ptr<Hdf5Source> file;
     while (true) {
       const Ask ask = channel.get<Ask>(-1);
+      alarm(kPatienceMs / 1000);  // an endless loop ends even when nobody is left to end it
       try {
         if (ask == Ask::opened) file = open_hdf5(path);
         answer(*file, ask, channel);
@@ -174,6 +175,7 @@ void answer(Hdf5Source& file, Ask ask, Channel& channel) {
         channel.put(Tell::error);
         channel.put(std::string(error.what()));
       }
+      alarm(0);
     }
   } catch (const Gone&) {  // the parent has what it wanted
   }
@@ -200,9 +202,10 @@ class Hdf5Apart final : public Hdf5Source {
     } catch (const Gone& gone) {
       if (gone.silent) kill(child_, SIGKILL);
       const int status = end();
+      const bool endless = gone.silent || (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM);
       throw Error(
           concat("hdf5 ", path_, ": is damaged so that the HDF5 library ",
-                 gone.silent ? "comes to no end with it" : "crashes on it",
+                 endless ? "comes to no end with it" : "crashes on it",
                  WIFSIGNALED(status) ? concat(" (", strsignal(WTERMSIG(status)), ")") : ""));
     }
   }

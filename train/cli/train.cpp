@@ -64,6 +64,15 @@ int run(Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
   return 0;
 }
 
+// --device and --precision are so common that they need no section before them.
+std::vector<config::Flag> flags_of(const std::vector<std::string>& arguments) {
+  std::vector<config::Flag> flags = config::parse_flags(arguments);
+  for (config::Flag& flag : flags) {
+    if (flag.key == "device" || flag.key == "precision") flag.key = "train." + flag.key;
+  }
+  return flags;
+}
+
 }  // namespace
 
 void load_experiment(Experiment& experiment, const RunFolder& folder) {
@@ -87,7 +96,7 @@ void add_train(CLI::App& program, int& status) {
     catch_signals();
     if (config->empty()) throw config::ConfigError("config: the name of the file is empty");
     Experiment experiment;
-    config::load(experiment, *config, config::parse_flags(train->remaining()));
+    config::load(experiment, *config, flags_of(train->remaining()));
     Trainer trainer(
         experiment);  // before the folder: whatever does not fit is said before anything is created
     const RunFolder folder = RunFolder::create(experiment.train.runs, experiment.name,
