@@ -210,9 +210,14 @@ inline void spin(Where where = Where::current()) { pause(where); }
 
 // ---- arithmetic ---------------------------------------------------------------------------------
 
-inline float exp2_fast(float x) { return std::exp2(x); }          // ex2.approx.ftz.f32
-inline float reciprocal_fast(float x) { return 1.0f / x; }        // rcp.approx.ftz.f32
-inline float rsqrt_fast(float x) { return 1.0f / std::sqrt(x); }  // rsqrt.approx.ftz.f32
+namespace detail {
+// .ftz: subnormal numbers count as zeros of their sign.
+inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+}  // namespace detail
+// ex2.approx.ftz.f32, rcp.approx.ftz.f32 and rsqrt.approx.ftz.f32, rounded better than a card does.
+inline float exp2_fast(float x) { return detail::flush(std::exp2(x)); }
+inline float reciprocal_fast(float x) { return detail::flush(1.0f / detail::flush(x)); }
+inline float rsqrt_fast(float x) { return 1.0f / std::sqrt(detail::flush(x)); }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 inline float min(float a, float b) { return std::fmin(a, b); }
