@@ -62,7 +62,9 @@ function(fovea_kernels folder target)
       target_sources(${target} PRIVATE ${wrapper})
     endforeach()
   endif()
-  if(FOVEA_WITH_NVCC)
+  # Kernels about the interpreted device itself.
+  list(FILTER kernels EXCLUDE REGEX "/core/interpreter/")
+  if(FOVEA_WITH_NVCC AND kernels)
     add_library(${target}_kernels OBJECT ${kernels})
     target_include_directories(${target}_kernels PRIVATE ${CMAKE_SOURCE_DIR})
     # Relaxed constexpr: std::bit_cast and friends in device code. Registers and spills go to the log (scripts/nvcc_report).

@@ -4,6 +4,7 @@
 // said once, in core/interpreter/intrinsics.h, where it is spelled out in C++.
 
 #include <cstdint>
+#include <type_traits>
 
 namespace fovea::cuda {
 
@@ -64,15 +65,15 @@ __device__ inline T reduce_min(T value, unsigned mask = kAllLanes) {
 // ---- atomics ------------------------------------------------------------------------------------
 
 template <typename T>
-__device__ inline T atomic_add(T* to, T value) {
+__device__ inline T atomic_add(T* to, std::type_identity_t<T> value) {
   return atomicAdd(to, value);
 }
 template <typename T>
-__device__ inline T atomic_max(T* to, T value) {
+__device__ inline T atomic_max(T* to, std::type_identity_t<T> value) {
   return atomicMax(to, value);
 }
 template <typename T>
-__device__ inline T atomic_exchange(T* to, T value) {
+__device__ inline T atomic_exchange(T* to, std::type_identity_t<T> value) {
   return atomicExch(to, value);
 }
 __device__ inline int load_acquire(const int* from) {
@@ -149,6 +150,27 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const void* ro
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");
+}
+__device__ inline void store_matrices(void* row, const uint32_t (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+      : "memory");
+#else
+  const int lane =
+      static_cast<int>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % kWarp;
+  for (int m = 0; m < 4; ++m) {
+    const uint32_t to = shuffle(shared_address(row), 8 * m + lane / 4) + lane % 4 * 4;
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(r[m]) : "memory");
+  }
+  sync_warp();
+#endif
+}
+__device__ inline uint32_t transpose_matrix(uint32_t pair) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
 }
 __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(

@@ -18,11 +18,14 @@ void fault_global(const Allocation* block, const void* at, size_t bytes, const c
   fault(concat(verb, ' ', bytes, " bytes that are not aligned: ", place), where);
 }
 
-void check_copy(const Allocation* block, const std::byte* from, int valid, const Where& where) {
+void copy_async(Span& span, std::byte* to, const Allocation* block, const std::byte* from,
+                int valid, const Where& where) {
   if (valid < 0 || valid > 16) fault(concat("copy_async: ", valid, " bytes of 16"), where);
-  for (int i = 0; i < valid; ++i) read_global<std::byte>(block, from + i, where);
-  if (valid > 0 && reinterpret_cast<uintptr_t>(from) % 16 != 0)
-    fault("copy_async: the source is not aligned to 16 bytes", where);
+  const auto bytes = static_cast<size_t>(valid);
+  if (valid > 0) check_written(block, from, bytes, 16, where);
+  check_shared_write(span, to, 16, where, Write::copy_async);
+  Thread& t = thread();
+  t.copies.push_back({&span, to, from, bytes, 16 - bytes, t.copy_group});
 }
 
 void load_matrices(uint32_t (&r)[4], Span& span, const std::byte* row, bool transposed,
@@ -49,6 +52,39 @@ void load_matrices(uint32_t (&r)[4], Span& span, const std::byte* row, bool tran
         }
       },
       where);
+}
+
+void store_matrices(Span& span, std::byte* row, const uint32_t (&r)[4], const Where& where) {
+  check_shared_write(span, row, 16, where);
+  struct Lane {
+    std::byte* row;
+    const uint32_t (&r)[4];
+  } mine{row, r};
+  warp_operation(
+      "store_matrices", kAllLanes, mine,
+      [](Lane* const* lanes) {
+        for (int m = 0; m < 4; ++m)
+          for (int lane = 0; lane < kWarp; ++lane)
+            std::memcpy(lanes[8 * m + lane / 4]->row + lane % 4 * 4, &lanes[lane]->r[m], 4);
+      },
+      where);
+}
+
+uint32_t transpose_matrix(uint32_t pair, Where where) {
+  warp_operation(
+      "transpose_matrix", kAllLanes, pair,
+      [](uint32_t* const* lanes) {
+        uint32_t matrix[8][8];
+        for (int lane = 0; lane < kWarp; ++lane) {
+          uint32_t* to = &matrix[lane / 4][lane % 4 * 2];
+          to[0] = *lanes[lane] & 0xffffu;
+          to[1] = *lanes[lane] >> 16;
+        }
+        for (int lane = 0; lane < kWarp; ++lane)
+          *lanes[lane] = matrix[lane % 4 * 2][lane / 4] | matrix[lane % 4 * 2 + 1][lane / 4] << 16;
+      },
+      where);
+  return pair;
 }
 
 namespace {

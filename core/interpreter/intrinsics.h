@@ -42,7 +42,7 @@ T shuffle(T value, int source, unsigned mask = kAllLanes, Where where = Where::c
     bool absent;
   } mine{value, value, source & (kWarp - 1), false};
   warp_operation(
-      "shuffle", mask, mine,
+      sizeof(T) == 4 ? "shuffle" : "shuffle of 8 bytes", mask, mine,
       [](Lane* const* lanes) {
         for (int lane = 0; lane < kWarp; ++lane) {
           if (lanes[lane] == nullptr) continue;
@@ -139,17 +139,27 @@ T reduce_min(T value, unsigned mask = kAllLanes, Where where = Where::current())
 namespace detail {
 template <typename T>
 std::atomic_ref<T> atomic_at(const Global<T>& to, const Where& where) {
-  read_global<T>(to.block(), to.address(), where);
+  check_written(to.block(), to.address(), sizeof(T), alignof(T), where);
   return std::atomic_ref<T>(*to.address());
+}
+// Threads of a block take turns, so that a plain change is atomic in shared memory.
+template <typename T, typename F>
+T change(const Shared<T>& to, F f, const Where& where) {
+  auto* at = reinterpret_cast<std::byte*>(to.address());
+  check_shared_read(*to.span(), at, sizeof(T), where, true);
+  check_shared_write(*to.span(), at, sizeof(T), where, Write::atomic);
+  const T before = *to.address();
+  *to.address() = f(before);
+  return before;
 }
 }  // namespace detail
 // The value before.
 template <typename T>
-T atomic_add(const Global<T>& to, T value, Where where = Where::current()) {
+T atomic_add(const Global<T>& to, std::type_identity_t<T> value, Where where = Where::current()) {
   return detail::atomic_at(to, where).fetch_add(value);
 }
 template <typename T>
-T atomic_max(const Global<T>& to, T value, Where where = Where::current()) {
+T atomic_max(const Global<T>& to, std::type_identity_t<T> value, Where where = Where::current()) {
   auto at = detail::atomic_at(to, where);
   T before = at.load();
   while (before < value && !at.compare_exchange_weak(before, value)) {
@@ -157,29 +167,42 @@ T atomic_max(const Global<T>& to, T value, Where where = Where::current()) {
   return before;
 }
 template <typename T>
-T atomic_exchange(const Global<T>& to, T value, Where where = Where::current()) {
+T atomic_exchange(const Global<T>& to, std::type_identity_t<T> value,
+                  Where where = Where::current()) {
   return detail::atomic_at(to, where).exchange(value);
 }
-// Threads of a block take turns, so that the plain sum is atomic in shared memory.
 template <typename T>
-T atomic_add(const Shared<T>& to, T value, Where where = Where::current()) {
-  auto* at = reinterpret_cast<std::byte*>(to.address());
-  check_shared_read(*to.span(), at, sizeof(T), where, true);
-  check_shared_write(*to.span(), at, sizeof(T), where, true);
-  const T before = *to.address();
-  *to.address() = T(before + value);
-  return before;
+T atomic_add(const Shared<T>& to, std::type_identity_t<T> value, Where where = Where::current()) {
+  return detail::change(
+      to, [value](T before) { return T(before + value); }, where);
 }
-// Loads and stores other blocks see (ld.acquire.gpu, st.release.gpu).
+template <typename T>
+T atomic_max(const Shared<T>& to, std::type_identity_t<T> value, Where where = Where::current()) {
+  return detail::change(
+      to, [value](T before) { return before < value ? value : before; }, where);
+}
+template <typename T>
+T atomic_exchange(const Shared<T>& to, std::type_identity_t<T> value,
+                  Where where = Where::current()) {
+  return detail::change(
+      to, [value](T) { return value; }, where);
+}
+// Loads and stores other blocks see (ld.acquire.gpu, st.release.gpu). Loading from one address
+// again and again is a wait, as spin() is.
 template <typename T>
 T load_acquire(const Global<T>& from, Where where = Where::current()) {
+  Thread& t = thread();
+  if (t.polled == from.address()) pause(where);
+  t.polled = from.address();
   return detail::atomic_at(from, where).load(std::memory_order_acquire);
 }
 template <typename T>
-void store_release(const Global<T>& to, T value, Where where = Where::current()) {
-  check_global(to.block(), to.address(), sizeof(T), alignof(T), "writes", where);
+void store_release(const Global<T>& to, std::type_identity_t<T> value,
+                   Where where = Where::current()) {
+  const size_t offset =
+      check_global(to.block(), to.address(), sizeof(T), alignof(T), "writes", where);
+  std::memset(to.block()->written.get() + offset, 1, sizeof(T));
   std::atomic_ref<T>(*to.address()).store(value, std::memory_order_release);
-  mark_written(to.address(), sizeof(T));
 }
 inline void fence_device() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 // The body of a loop that waits for another thread.
@@ -187,9 +210,14 @@ inline void spin(Where where = Where::current()) { pause(where); }
 
 // ---- arithmetic ---------------------------------------------------------------------------------
 
-inline float exp2_fast(float x) { return std::exp2(x); }          // ex2.approx.ftz.f32
-inline float reciprocal_fast(float x) { return 1.0f / x; }        // rcp.approx.ftz.f32
-inline float rsqrt_fast(float x) { return 1.0f / std::sqrt(x); }  // rsqrt.approx.ftz.f32
+namespace detail {
+// .ftz: subnormal numbers count as zeros of their sign.
+inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+}  // namespace detail
+// ex2.approx.ftz.f32, rcp.approx.ftz.f32 and rsqrt.approx.ftz.f32, rounded better than a card does.
+inline float exp2_fast(float x) { return detail::flush(std::exp2(x)); }
+inline float reciprocal_fast(float x) { return detail::flush(1.0f / detail::flush(x)); }
+inline float rsqrt_fast(float x) { return 1.0f / std::sqrt(detail::flush(x)); }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 inline float min(float a, float b) { return std::fmin(a, b); }
@@ -209,19 +237,16 @@ inline uint32_t to_tf32(float x) {
 
 // ---- copies to shared memory (cp.async) ---------------------------------------------------------
 
-void check_copy(const Allocation* block, const std::byte* from, int valid, const Where& where);
+void copy_async(Span& span, std::byte* to, const Allocation* block, const std::byte* from,
+                int valid, const Where& where);
 
 // 16 bytes, of which the first `valid` come from device memory and the rest are zero. They arrive
-// no earlier than the wait: reading before it meets what was there.
+// no earlier than the wait, before which nobody may touch the place.
 template <typename T, typename U>
 void copy_async(const Shared<T>& to, const Global<U>& from, int valid = 16,
                 Where where = Where::current()) {
-  const auto* source = reinterpret_cast<const std::byte*>(from.address());
-  check_copy(from.block(), source, valid, where);
-  Thread& t = thread();
-  t.copies.push_back({to.span(), reinterpret_cast<std::byte*>(to.address()), source,
-                      static_cast<size_t>(valid), static_cast<size_t>(16 - valid), t.copy_group,
-                      where});
+  copy_async(*to.span(), reinterpret_cast<std::byte*>(to.address()), from.block(),
+             reinterpret_cast<const std::byte*>(from.address()), valid, where);
 }
 inline void commit_copies() { ++thread().copy_group; }
 // All but the newest N committed groups have arrived.
@@ -246,6 +271,16 @@ void load_matrices_transposed(uint32_t (&r)[4], const Shared<T>& row,
                               Where where = Where::current()) {
   load_matrices(r, *row.span(), reinterpret_cast<const std::byte*>(row.address()), true, where);
 }
+
+void store_matrices(Span& span, std::byte* row, const uint32_t (&r)[4], const Where& where);
+// The opposite of load_matrices (stmatrix): lane l gives the address of row l % 8 of matrix l / 8.
+template <typename T>
+void store_matrices(const Shared<T>& row, const uint32_t (&r)[4], Where where = Where::current()) {
+  store_matrices(*row.span(), reinterpret_cast<std::byte*>(row.address()), r, where);
+}
+// An 8 x 8 matrix of 2-byte values of which lane l holds columns 2 (l % 4), + 1 of row l / 4; the
+// same of its transpose (movmatrix).
+uint32_t transpose_matrix(uint32_t pair, Where where = Where::current());
 
 // d += a b in f32, of bf16: a 16 x 16, b 16 x 8, d 16 x 8 (mma.sync.m16n8k16). With g = lane / 4
 // and q = lane % 4: a[r] holds row g + 8 (r & 1), columns 2q + 8 (r >> 1), + 1; b[r] rows 2q + 8r,

@@ -16,9 +16,9 @@
 #define __grid_constant__
 
 #define threadIdx (::fovea::interpreted::thread().index)
-#define blockIdx (::fovea::interpreted::block_index())
-#define blockDim (::fovea::interpreted::block_dim())
-#define gridDim (::fovea::interpreted::grid_dim())
+#define blockIdx (::fovea::interpreted::thread().block_index)
+#define blockDim (::fovea::interpreted::thread().block_dim)
+#define gridDim (::fovea::interpreted::thread().grid_dim)
 
 // One array per host thread, on which a block runs from its first line to its last.
 #define FOVEA_SHARED(type, name, count) \

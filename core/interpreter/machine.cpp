@@ -2,6 +2,7 @@
 #include "core/interpreter/machine.h"
 
 #include <cstdlib>
+#include <utility>
 
 #include "core/interpreter/block.h"
 #include "core/interpreter/memory.h"
@@ -37,40 +38,32 @@ std::string short_file(const Where& where) {
 
 // ---- what threads call --------------------------------------------------------------------------
 
-Thread& thread() {
-  Thread* t = Block::current();
-  FOVEA_CHECK(t != nullptr, "interpreter: used outside a kernel");
-  return *t;
-}
+void fault_outside_kernel() { fovea::detail::fail("interpreter: used outside a kernel"); }
 
 void fault(const std::string& words, const Where& where) {
   const Thread& t = thread();
   t.block->fault_at(t, words, where);
 }
 
-Dim3 block_index() { return thread().block->index(); }
-Dim3 block_dim() { return thread().block->spec().block; }
-Dim3 grid_dim() { return thread().block->spec().grid; }
-
 void block_barrier(const Where& where) {
   Thread& t = thread();
   t.block->barrier(t, 0, 0, true, where);
 }
 
-void named_barrier(int id, int count, bool wait, const Where& where) {
+void named_barrier(int id, int count, bool waits, const Where& where) {
   if (id < 1 || id >= kBarriers) fault(concat("barrier ", id, " is not one of 1 to 15"), where);
   if (count <= 0 || count % kWarp != 0)
     fault(concat("barrier ", id, " counts ", count, " threads; expected a multiple of 32"), where);
   Thread& t = thread();
-  t.block->barrier(t, id, count, wait, where);
+  t.block->barrier(t, id, count, waits, where);
 }
 
-void pause(const Where&) {
+void pause(const Where& where) {
   Thread& t = thread();
-  t.block->wait();
+  t.block->spin(t, where);
 }
 
-void meet(const char* what, unsigned mask, void* deposit, void (*act)(void*, void* const*),
+void meet(const char* what, unsigned mask, void* deposit, bool (*act)(void*, void* const*),
           void* context, const Where& where) {
   Thread& t = thread();
   t.block->meet(t, what, mask, deposit, act, context, where);
@@ -83,20 +76,31 @@ void run(const LaunchSpec& spec, const std::function<void()>& body) {
               " threads a block; expected 1 to ", kThreadsMost);
   FOVEA_CHECK(
       g.x >= 1 && g.y >= 1 && g.z >= 1 && g.x <= 0x7fffffffu && g.y <= 65535 && g.z <= 65535,
-      "kernel ", spec.kernel, ": a grid of ", describe(g));
+      "kernel ", spec.kernel, ": a grid of ", describe(g), "; expected 1 to ",
+      describe(Dim3(0x7fffffffu, 65535, 65535)));
   FOVEA_CHECK(spec.shared_bytes <= kSharedMost, "kernel ", spec.kernel, ": ", spec.shared_bytes,
               " bytes of shared memory; a block has at most ", kSharedMost);
   const int64_t blocks = int64_t{g.x} * g.y * g.z;
   const Access access;
-  // A host thread takes every n-th block: its fibers and its shared memory are made once.
-  const int64_t workers = std::min<int64_t>(blocks, num_threads());
+  // Blocks are begun in order, so that one may wait for those before it.
+  const int64_t workers =
+      fovea::detail::in_parallel_region() ? 1 : std::min<int64_t>(blocks, num_threads());
+  std::atomic<int64_t> next = 0;
+  Waits waits(workers);
   parallel_for_each(0, workers, [&](int64_t worker) {
-    Block block(spec, body);
-    for (int64_t i = worker; i < blocks; i += workers)
+    struct End {
+      Waits& waits;
+      int64_t worker;
+      ~End() { waits.ended(worker); }
+    } end{waits, worker};
+    Block block(spec, body, waits, worker);
+    for (int64_t i = next++; i < blocks; i = next++)
       block.run(Dim3(i % g.x, i / g.x % g.y, i / g.x / g.y));
   });
 }
 
-void set_seed(std::optional<uint64_t> value) { seed() = value; }
+std::optional<uint64_t> set_seed(std::optional<uint64_t> value) {
+  return std::exchange(seed(), value);
+}
 
 }  // namespace fovea::interpreted

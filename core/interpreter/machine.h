@@ -6,11 +6,14 @@
 // here that names kernel, block, thread, file and line:
 //   - shared or device memory read before it was written, or outside its block (pointer.h)
 //   - two threads on one byte of shared memory, one of them writing, with no barrier between
-//   - a barrier that some threads reach at another line, or never
+//   - shared memory read while a copy_async to it is under way
+//   - a barrier that some threads reach at another place, or never
 //   - a warp operation whose lanes do not all come
+//   - a wait (spin) for what no thread will do
 //
 // FOVEA_INTERPRETER_SEED=n runs lanes in an order drawn from n, a new one between any two meetings.
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -41,19 +44,23 @@ struct Span;
 
 // One CUDA thread.
 struct Thread {
-  Dim3 index;
+  Dim3 index, block_index, block_dim, grid_dim;
   int id = 0, lane = 0, warp = 0;
   Block* block = nullptr;
-  // What it waits for, if it does.
-  enum class State : uint8_t { ready, at_barrier, in_warp, done } state = State::ready;
+  // Where it waits, if it does, and with what.
   const char* what = "";
   Where where{};
-  int barrier = 0;
   unsigned mask = 0;
+  bool (*act)(void*, void* const*) = nullptr;
   void* deposit = nullptr;
-  // Counts the meetings it has passed, equal in all that met: tells which accesses of its warp to
-  // shared memory are ordered.
-  uint32_t warp_meetings = 0;
+  const void* polled = nullptr;  // the last load_acquire's address, until it spins or meets
+  bool left = false;             // the kernel
+  // Counts the meetings it has passed. Its accesses to shared memory up to known[lane] of a lane of
+  // its warp, where some lanes have met without the rest, are before what it does now (Block has
+  // what whole warps know).
+  uint32_t clock = 1;
+  bool met_some = false;
+  std::array<uint32_t, 32> known{};
   // Copies on their way to shared memory (cp.async); they arrive when waited for.
   struct Copy {
     Span* span;
@@ -61,14 +68,18 @@ struct Thread {
     const std::byte* from;
     size_t bytes, zeros;  // zeros: written behind the bytes
     int group;
-    Where where;
   };
   std::vector<Copy> copies;
   int copy_group = 0;
 };
 
 // The thread that runs now. Outside kernels there is none, and this throws.
-Thread& thread();
+extern constinit thread_local Thread* running;
+[[noreturn]] void fault_outside_kernel();
+inline Thread& thread() {
+  if (running == nullptr) fault_outside_kernel();
+  return *running;
+}
 
 struct LaunchSpec {
   std::string kernel;
@@ -79,30 +90,29 @@ struct LaunchSpec {
 // Runs body once per thread of the grid. Throws the first fault.
 void run(const LaunchSpec& spec, const std::function<void()>& body);
 
-// The order of lanes between meetings: as numbered, or drawn anew from a seed.
-void set_seed(std::optional<uint64_t> seed);
+// The order of lanes between meetings: as numbered, or drawn anew from a seed. Returns what was set
+// before.
+std::optional<uint64_t> set_seed(std::optional<uint64_t> seed);
 
 // Stops the kernel: throws Error with kernel, block, thread, file and line before the words.
 [[noreturn]] void fault(const std::string& words, const Where& where);
 
-// Dim3 of the running thread's block and grid.
-Dim3 block_index();
-Dim3 block_dim();
-Dim3 grid_dim();
-
 // ---- meetings -----------------------------------------------------------------------------------
 
-// Waits until all threads of the block are at the same line.
+// Waits until all threads of the block are at the same place.
 void block_barrier(const Where& where);
-// Barrier `id` (1 to 15): returns when `count` threads have come to it, by syncing or arriving.
-void named_barrier(int id, int count, bool wait, const Where& where);
-// Lets others run: the body of a loop that waits for another thread or block.
+// Barrier `id` (1 to 15): complete when warps of `count` threads have come to it. Those that wait
+// go on then; the others only arrive.
+void named_barrier(int id, int count, bool waits, const Where& where);
+// Lets others run: the body of a loop that waits for another thread or block. When no thread of the
+// launch does anything else, that is a fault.
 void pause(const Where& where);
 
 // All lanes of `mask` meet; the last to come calls act(context, lanes) with what each lane
-// deposited (null outside the mask), then all go on.
+// deposited (null outside the mask), then all go on, or wait for their barrier where act says
+// false.
 void meet(const char* what, unsigned mask, void* deposit,
-          void (*act)(void* context, void* const* lanes), void* context, const Where& where);
+          bool (*act)(void* context, void* const* lanes), void* context, const Where& where);
 
 template <typename T, typename F>
 void warp_operation(const char* what, unsigned mask, T& mine, F act, const Where& where) {
@@ -110,25 +120,31 @@ void warp_operation(const char* what, unsigned mask, T& mine, F act, const Where
       what, mask, &mine,
       [](void* context, void* const* lanes) {
         (*static_cast<F*>(context))(reinterpret_cast<T* const*>(lanes));
+        return true;
       },
       &act, where);
 }
 
 // ---- shared memory ------------------------------------------------------------------------------
 
-// A stretch of a block's shared memory. `shadow` has an entry a byte.
+// Who wrote a piece of shared memory last, who has read it since, and when.
 struct Shadow {
-  uint64_t block = 0;  // serial of the block that wrote it; 0: never
-  uint16_t writer = 0, reader = 0;
-  uint32_t write_clock = 0, read_clock = 0;        // of the accessing warp
-  uint32_t write_meetings = 0, read_meetings = 0;  // Thread::warp_meetings then
-  bool written = false, read = false, atomic = false;
+  uint32_t block = 0;  // serial of the block that wrote it; 0: never
+  // Of the thread then. Two readers are kept: the first that the others' meetings do not cover,
+  // and the last.
+  uint32_t write_clock = 0, read_clock = 0, last_clock = 0;
+  uint16_t writer = 0, reader = 0, last_reader = 0;
+  bool read : 1 = false, read_twice : 1 = false, atomic : 1 = false;
+  bool pending : 1 = false;  // a copy_async is on its way here
+  bool split : 1 = false;    // the bytes of the word differ
 };
+// A stretch of a block's shared memory.
 struct Span {
   std::byte* begin = nullptr;
   size_t bytes = 0;
-  std::vector<Shadow> shadow;
   const char* name = "dynamic";
+  std::vector<Shadow> words;  // of 4 bytes
+  std::vector<Shadow> parts;  // of the words that are split, by byte; empty before the first is
 };
 // The dynamic shared memory of the running block.
 Span& dynamic_span();
@@ -140,10 +156,10 @@ void prepare(Span& span, std::byte* storage, size_t bytes, const char* name);
 void check_shared_read(Span& span, const std::byte* at, size_t bytes, const Where& where,
                        bool atomic = false);
 // Throws unless the bytes lie in the span and no other thread reads or writes them between the same
-// barriers; remembers the write.
-// An atomic one may meet other atomics.
+// barriers; remembers the write. An atomic one may meet other atomics.
+enum class Write : uint8_t { plain, atomic, copy_async };
 void check_shared_write(Span& span, const std::byte* at, size_t bytes, const Where& where,
-                        bool atomic = false);
+                        Write kind = Write::plain);
 // The running thread's copies of all groups but the newest `left` arrive.
 void finish_copies(int left);
 

@@ -5,6 +5,8 @@
 // with nvcc they are T* (core/cuda/card.cuh). An element that is not const is a Ref: read it into a
 // value (float x = p[i], not auto).
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <type_traits>
 
@@ -35,6 +37,7 @@ struct alignas(sizeof(T) * N) Vec {
 [[noreturn]] void fault_global(const Allocation* block, const void* at, size_t bytes,
                                const char* verb, const Where& where);
 
+// The offset of the bytes in their block.
 inline size_t check_global(const Allocation* block, const void* at, size_t bytes, size_t alignment,
                            const char* verb, const Where& where) {
   const auto offset = static_cast<const std::byte*>(at) - (block ? block->begin : nullptr);
@@ -44,11 +47,24 @@ inline size_t check_global(const Allocation* block, const void* at, size_t bytes
   return static_cast<size_t>(offset);
 }
 
+inline void check_written(const Allocation* block, const void* at, size_t bytes, size_t alignment,
+                          const Where& where) {
+  static constexpr auto kWritten = [] {
+    std::array<uint8_t, 16> ones{};
+    ones.fill(1);
+    return ones;
+  }();
+  const size_t offset = check_global(block, at, bytes, alignment, "reads", where);
+  for (size_t i = 0; i < bytes; i += kWritten.size()) {
+    if (std::memcmp(block->written.get() + offset + i, kWritten.data(),
+                    std::min(kWritten.size(), bytes - i)) != 0)
+      fault_global(block, at, bytes, "unwritten", where);
+  }
+}
+
 template <typename T>
 T read_global(const Allocation* block, const void* at, const Where& where) {
-  const size_t offset = check_global(block, at, sizeof(T), alignof(T), "reads", where);
-  for (size_t i = 0; i < sizeof(T); ++i)
-    if (block->written[offset + i] == 0) fault_global(block, at, sizeof(T), "unwritten", where);
+  check_written(block, at, sizeof(T), alignof(T), where);
   T value;
   std::memcpy(&value, at, sizeof(T));
   return value;

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared memory, byte by byte: who wrote it, who reads it, and whether they have met in between.
+// Shared memory, word by word and, where the bytes of a word differ, byte by byte: who wrote it,
+// who reads it, and whether they have met in between.
 #include <cstring>
 
 #include "core/interpreter/block.h"
 
 namespace fovea::interpreted {
+namespace {
+constexpr size_t kWord = 4;
+}
 
 Span& dynamic_span() { return thread().block->dynamic_span(); }
 
@@ -12,7 +16,8 @@ void prepare(Span& span, std::byte* storage, size_t bytes, const char* name) {
   span.begin = storage;
   span.bytes = bytes;
   span.name = name;
-  span.shadow.assign(bytes, Shadow{});
+  span.words.assign((bytes + kWord - 1) / kWord, Shadow{});
+  span.parts.clear();
 }
 
 namespace {
@@ -35,57 +40,93 @@ size_t inside(const Span& span, const std::byte* at, size_t bytes, const char* v
   return static_cast<size_t>(offset);
 }
 
+// f(shadow) for each word of the bytes, or for each byte of those that are covered in part.
+template <typename F>
+void for_shadows(Span& span, size_t offset, size_t bytes, F f) {
+  const size_t end = offset + bytes;
+  for (size_t w = offset / kWord; w * kWord < end; ++w) {
+    const size_t from = std::max(offset, w * kWord), to = std::min(end, (w + 1) * kWord);
+    Shadow& word = span.words[w];
+    if (to - from == kWord && !word.split) {
+      f(word);
+      continue;
+    }
+    if (span.parts.empty()) span.parts.resize(span.words.size() * kWord);
+    Shadow* parts = &span.parts[w * kWord];
+    if (!word.split) {
+      std::fill(parts, parts + kWord, word);
+      word.split = true;
+    }
+    for (size_t i = from; i < to; ++i) f(parts[i - w * kWord]);
+  }
+}
+
 }  // namespace
 
 void check_shared_read(Span& span, const std::byte* at, size_t bytes, const Where& where,
                        bool atomic) {
   const size_t offset = inside(span, at, bytes, "reads", where);
   const Thread& t = thread();
-  Block& block = *t.block;
-  for (size_t i = offset; i < offset + bytes; ++i) {
-    Shadow& s = span.shadow[i];
-    if (s.block != block.serial() || !s.written)
+  const Block& block = *t.block;
+  const auto id = static_cast<uint16_t>(t.id);
+  for_shadows(span, offset, bytes, [&](Shadow& s) {
+    if (s.block != block.serial())
       fault(concat("reads what was never written: ", element(span, at, bytes)), where);
-    if (atomic && s.atomic) continue;
-    if (!block.ordered(t, s.writer, s.write_clock, s.write_meetings))
+    if (s.pending)
+      fault(concat("reads what a copy_async of thread ", describe(block.at(s.writer).index),
+                   " brings, before its wait_copies: ", element(span, at, bytes)),
+            where);
+    if (atomic && s.atomic) return;
+    if (!block.ordered(t, s.writer, s.write_clock))
       fault(concat("reads what thread ", describe(block.at(s.writer).index),
                    " writes with no barrier between: ", element(span, at, bytes)),
             where);
-    // One reader is remembered, the first that the others' barriers do not cover.
-    if (!s.read || block.ordered(t, s.reader, s.read_clock, s.read_meetings)) {
+    if (!s.read || block.ordered(t, s.reader, s.read_clock)) {
       s.read = true;
-      s.reader = static_cast<uint16_t>(t.id);
-      s.read_clock = block.clock(t);
-      s.read_meetings = t.warp_meetings;
+      s.reader = id;
+      s.read_clock = t.clock;
+    } else {
+      s.read_twice = true;
+      s.last_reader = id;
+      s.last_clock = t.clock;
     }
-  }
+  });
 }
 
 void check_shared_write(Span& span, const std::byte* at, size_t bytes, const Where& where,
-                        bool atomic) {
+                        Write kind) {
   const size_t offset = inside(span, at, bytes, "writes", where);
   const Thread& t = thread();
-  Block& block = *t.block;
-  for (size_t i = offset; i < offset + bytes; ++i) {
-    Shadow& s = span.shadow[i];
-    if (s.block != block.serial()) s = Shadow{};
-    if (s.written && !(atomic && s.atomic) &&
-        !block.ordered(t, s.writer, s.write_clock, s.write_meetings))
-      fault(concat("writes where thread ", describe(block.at(s.writer).index),
-                   " writes too, with no barrier between: ", element(span, at, bytes)),
-            where);
-    if (s.read && !block.ordered(t, s.reader, s.read_clock, s.read_meetings))
-      fault(concat("writes where thread ", describe(block.at(s.reader).index),
-                   " reads, with no barrier between: ", element(span, at, bytes)),
-            where);
-    s.block = block.serial();
-    s.written = true;
-    s.read = false;
-    s.atomic = atomic;
-    s.writer = static_cast<uint16_t>(t.id);
-    s.write_clock = block.clock(t);
-    s.write_meetings = t.warp_meetings;
-  }
+  const Block& block = *t.block;
+  const auto read_by = [&](unsigned reader) {
+    fault(concat("writes where thread ", describe(block.at(reader).index),
+                 " reads, with no barrier between: ", element(span, at, bytes)),
+          where);
+  };
+  Shadow now;
+  now.block = block.serial();
+  now.writer = static_cast<uint16_t>(t.id);
+  now.write_clock = t.clock;
+  now.atomic = kind == Write::atomic;
+  now.pending = kind == Write::copy_async;
+  for_shadows(span, offset, bytes, [&](Shadow& s) {
+    if (s.block == block.serial()) {
+      if (s.pending)
+        fault(concat("writes where a copy_async of thread ", describe(block.at(s.writer).index),
+                     " is under way: ", element(span, at, bytes)),
+              where);
+      if (!(now.atomic && s.atomic) && !block.ordered(t, s.writer, s.write_clock))
+        fault(concat("writes where thread ", describe(block.at(s.writer).index),
+                     " writes too, with no barrier between: ", element(span, at, bytes)),
+              where);
+      if (s.read && !block.ordered(t, s.reader, s.read_clock)) read_by(s.reader);
+      if (s.read_twice && !block.ordered(t, s.last_reader, s.last_clock)) read_by(s.last_reader);
+    }
+    s = now;
+  });
+  // A word that one access wrote is whole again.
+  for (size_t w = (offset + kWord - 1) / kWord; (w + 1) * kWord <= offset + bytes; ++w)
+    span.words[w] = now;
 }
 
 void finish_copies(int left) {
@@ -96,7 +137,11 @@ void finish_copies(int left) {
       t.copies[kept++] = copy;
       continue;
     }
-    check_shared_write(*copy.span, copy.to, copy.bytes + copy.zeros, copy.where);
+    const auto offset = static_cast<size_t>(copy.to - copy.span->begin);
+    for_shadows(*copy.span, offset, copy.bytes + copy.zeros, [&](Shadow& s) {
+      s.pending = false;
+      s.write_clock = t.clock;
+    });
     if (copy.bytes > 0) std::memcpy(copy.to, copy.from, copy.bytes);
     std::memset(copy.to + copy.bytes, 0, copy.zeros);
   }
