@@ -12,6 +12,7 @@
 //   asm,
 //     no __shfl, no <<<>>>
 //   - a 16-byte access is Vec<T, N> with load<N>(p) and store<N>(p, v)
+//   - a loop over an array in registers that nvcc must unroll begins with FOVEA_UNROLL
 //   - launch<kernel>(grid, block, dynamic shared bytes, stream, arguments...)
 
 #include <cstdint>
@@ -21,9 +22,11 @@
 
 #if defined(__CUDACC__)
 #define FOVEA_GPU fovea::cuda
+#define FOVEA_UNROLL _Pragma("unroll")
 #include "core/cuda/card.cuh"
 #else
 #define FOVEA_GPU fovea::interpreted
+#define FOVEA_UNROLL
 #include "core/interpreter/language.h"
 #endif
 
