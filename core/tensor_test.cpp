@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/tensor.h"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <functional>
 
 #include "core/ops/elementwise.h"
 #include "core/ops/reduce.h"
 #include "core/rng.h"
+#include "core/testing/devices.h"
 
 namespace fovea {
 namespace {
 
-Tensor iota(const Shape& shape) {
+Tensor iota(const Shape& shape, Device device = kCpu) {
   std::vector<float> values(static_cast<size_t>(shape.numel()));
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
-  return Tensor::from(values, shape);
+  return Tensor::from(values, shape, device);
 }
 
 std::string message_of(const std::function<void()>& f) {
@@ -28,8 +27,11 @@ std::string message_of(const std::function<void()>& f) {
   return "";
 }
 
-TEST(Tensor, ViewsShareStorageAndReadTheRightElements) {
-  const Tensor t = iota({2, 3, 4});
+class Tensors : public OnDevices {};
+FOVEA_ON_DEVICES(Tensors);
+
+TEST_P(Tensors, ViewsShareStorageAndReadTheRightElements) {
+  const Tensor t = iota({2, 3, 4}, device());
   const Tensor swapped = t.transpose(0, 2);
   EXPECT_EQ(swapped.shape(), (Shape{4, 3, 2}));
   EXPECT_TRUE(swapped.shares_storage_with(t));
@@ -40,8 +42,8 @@ TEST(Tensor, ViewsShareStorageAndReadTheRightElements) {
             (std::vector<float>{3, 7, 11, 15, 19, 23}));
 }
 
-TEST(Tensor, ViewOfAStridedTensorCutsRunsThatStayTogether) {
-  const Tensor t = iota({2, 6, 4});
+TEST_P(Tensors, ViewOfAStridedTensorCutsRunsThatStayTogether) {
+  const Tensor t = iota({2, 6, 4}, device());
   const Tensor heads = t.view({2, 6, 2, 2}).transpose(1, 2);  // [2, 2, 6, 2]
   EXPECT_EQ(heads.view({2, 2, 3, 2, 2}).to_vector<float>(), heads.to_vector<float>());
   EXPECT_NE(message_of([&] { heads.view({4, 12}); }).find("without a copy"), std::string::npos);
@@ -56,8 +58,8 @@ TEST(Tensor, SizeMinusOneIsInferred) {
             std::string::npos);
 }
 
-TEST(Tensor, BroadcastArithmeticMatchesTheDefinition) {
-  const Tensor a = iota({2, 1, 3}), b = iota({4, 1});
+TEST_P(Tensors, BroadcastArithmeticMatchesTheDefinition) {
+  const Tensor a = iota({2, 1, 3}, device()), b = iota({4, 1}, device());
   const Tensor c = add(a, b);
   EXPECT_EQ(c.shape(), (Shape{2, 4, 3}));
   const auto va = a.to_vector<float>(), vb = b.to_vector<float>(), vc = c.to_vector<float>();
@@ -66,13 +68,13 @@ TEST(Tensor, BroadcastArithmeticMatchesTheDefinition) {
       for (size_t k = 0; k < 3; ++k) EXPECT_EQ(vc[(i * 4 + j) * 3 + k], va[i * 3 + k] + vb[j]);
   EXPECT_EQ(sum_to(c, {2, 1, 3}).to_vector<float>(), (std::vector<float>{6, 10, 14, 18, 22, 26}));
   EXPECT_NE(message_of([&] {
-              add(iota({2, 3}), iota({4}));
+              add(iota({2, 3}, device()), iota({4}, device()));
             }).find("[2, 3] and [4] do not broadcast"),
             std::string::npos);
 }
 
-TEST(Tensor, EmptyTensorsAreLegal) {
-  const Tensor none = Tensor::zeros({0, 5});
+TEST_P(Tensors, EmptyTensorsAreLegal) {
+  const Tensor none = Tensor::zeros({0, 5}, Dtype::f32, device());
   EXPECT_EQ(add(none, none).numel(), 0);
   EXPECT_EQ(sum(none, 0).to_vector<float>(), (std::vector<float>(5, 0.0f)));
   EXPECT_EQ(sum_all(none).item(), 0.0);
@@ -104,31 +106,6 @@ TEST(Allocator, CountsLiveAndPeakAndReusesBlocks) {
   EXPECT_EQ(memory_stats().live_bytes, before);
   EXPECT_EQ(memory_stats().peak_bytes, before + 4000);
   EXPECT_EQ(Tensor::empty({1000}).raw(), first);
-}
-
-TEST(Reduce, SumsOverEveryAxisInEveryDtype) {
-  for (const Shape& shape :
-       {Shape{1, 1}, Shape{3, 5}, Shape{129, 33}, Shape{300, 257}, Shape{2, 140, 70}}) {
-    const Tensor wide = Tensor::empty(shape, Dtype::f64);
-    fill_normal(wide, RngKey(1, "test", "x"));
-    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
-      const Tensor x = wide.to(dtype);
-      const auto values = x.to_vector<double>();
-      for (int axis = 0; axis < shape.rank(); ++axis) {
-        const Tensor got = sum(x, axis, Dtype::f32);
-        std::vector<double> want(static_cast<size_t>(got.numel()));
-        int64_t inner = 1;
-        for (int i = axis + 1; i < shape.rank(); ++i) inner *= shape[i];
-        for (int64_t e = 0; e < x.numel(); ++e)
-          want[static_cast<size_t>(e / (inner * shape[axis]) * inner + e % inner)] +=
-              values[static_cast<size_t>(e)];
-        const auto found = got.to_vector<float>();
-        for (size_t i = 0; i < want.size(); ++i)
-          EXPECT_NEAR(static_cast<double>(found[i]), want[i], 1e-4)
-              << shape << " axis " << axis << ' ' << dtype;
-      }
-    }
-  }
 }
 
 TEST(Rng, PhiloxMatchesThePublishedVectors) {  // Random123 kat_vectors, philox 4x32 10

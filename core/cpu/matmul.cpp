@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Turns a product of tensors into problems of one matrix or one evenly spaced batch, and hands each
-// to oneDNN (f32, bf16) or to our own kernel (f64, small problems, and what oneDNN lacks).
+// to oneDNN (f32, bf16) or to our own kernel (f64, small problems, and what oneDNN lacks); on a
+// card to cuBLASLt. The interpreted device has products computed by the cpu.
 #include "core/ops/matmul.h"
 
 #include "core/cpu/gemm.h"
@@ -10,12 +11,16 @@
 #include "core/ops/strided.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#if defined(FOVEA_CUDA)
+#include "core/card/cublas.h"
+#endif
 
 namespace fovea {
 namespace {
 
-// One product [batch, m, k] x [batch, k, n]; the strides of onednn::MatmulProblem, bases apart.
-struct Product : onednn::MatmulProblem {
+// One product [batch, m, k] x [batch, k, n]; the strides of MatmulProblem, bases apart.
+struct Product : MatmulProblem {
+  Device device;
   const std::byte* a = nullptr;
   const std::byte* b = nullptr;
   std::byte* c = nullptr;
@@ -66,6 +71,9 @@ bool is_small(const Product& p) { return p.m <= 64 && p.n <= 64 && p.k <= 64; }
 constexpr int64_t kPieceRows = 64;
 
 void run(const Product& p) {
+#if defined(FOVEA_CUDA)
+  if (!p.device.is_cpu()) return cublas::matmul(p, p.c, p.a, p.b, p.bias_data, p.device);
+#endif
   const bool known = p.in == Dtype::f32 || (p.in == Dtype::bf16 && cpu_isa() == Isa::avx512_bf16);
   if (!known || is_small(p)) return own_gemm(p);
   const auto multiply_piece = [](const Product& piece) {
@@ -127,6 +135,10 @@ Shape result_shape(const Tensor& a, const Tensor& b) {
   FOVEA_CHECK(a.dtype() == b.dtype(), "matmul: a ", a.shape(), " is ", a.dtype(), " and b ",
               b.shape(), " is ", b.dtype(), "; convert one with Tensor::to");
   FOVEA_CHECK(is_floating(a.dtype()), "matmul: expected f32, bf16 or f64, found ", a.dtype());
+  FOVEA_CHECK(a.device() == b.device(), "matmul: a ", a.shape(), " is on ", a.device(), " and b ",
+              b.shape(), " on ", b.device(), "; move one with Tensor::to");
+  FOVEA_CHECK(a.device().is_cpu() || a.dtype() != Dtype::f64,
+              "matmul: f64 is for the cpu; found it on ", a.device());
   Shape shape = a.shape();
   shape[-1] = b.dim(-1);
   return shape;
@@ -142,6 +154,11 @@ void check_result_dtype(const Tensor& a, Dtype out) {
 void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, const Tensor& bias,
               bool accumulate) {
   if (out.numel() == 0) return;
+  if (out.device().kind == Device::Kind::interpreted) {
+    const Tensor here = accumulate ? out.to(kCpu) : Tensor::empty(out.shape(), out.dtype());
+    multiply(here, a_given.to(kCpu), b_given.to(kCpu), bias.to(kCpu), accumulate);
+    return out.copy_(here);
+  }
   if (a_given.dim(-1) == 0) {
     if (bias.defined())
       copy(out, bias);
@@ -152,6 +169,7 @@ void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, c
   const Tensor a = is_matrix(a_given) ? a_given : a_given.contiguous();
   const Tensor b = is_matrix(b_given) ? b_given : b_given.contiguous();
   Product p;
+  p.device = out.device();
   p.in = a.dtype();
   p.out = out.dtype();
   p.m = a.dim(-2), p.k = a.dim(-1), p.n = b.dim(-1);
@@ -162,7 +180,10 @@ void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, c
   p.accumulate = accumulate;
   Tensor wide_bias;
   if (bias.defined()) {
-    wide_bias = bias.to(a.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32).contiguous();
+    const Dtype added = !p.device.is_cpu()   ? p.out  // as cuBLASLt wants it
+                        : p.in == Dtype::f64 ? Dtype::f64
+                                             : Dtype::f32;
+    wide_bias = bias.to(added).contiguous();
     p.bias = wide_bias.dtype();
     p.bias_data = wide_bias.raw();
   }
@@ -216,8 +237,11 @@ Tensor matmul(const Tensor& a, const Tensor& b, const MatmulOptions& options) {
                 "matmul: bias is ", options.bias.dtype(), ' ', options.bias.shape(),
                 " for the product of a ", a.shape(), " and b ", b.shape(),
                 "; expected a floating [", b.dim(-1), ']');
+    FOVEA_CHECK(options.bias.device() == a.device(), "matmul: bias ", options.bias.shape(),
+                " is on ", options.bias.device(), " and a on ", a.device(),
+                "; move one with Tensor::to");
   }
-  const Tensor out = Tensor::empty(shape, dtype);
+  const Tensor out = Tensor::empty(shape, dtype, a.device());
   multiply(out, a, b, options.bias, false);
   return out;
 }
@@ -226,6 +250,8 @@ void matmul_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accum
   const Shape shape = result_shape(a, b);
   FOVEA_CHECK(out.shape() == shape, "matmul: out is ", out.shape(), " for a ", a.shape(), " and b ",
               b.shape(), "; expected ", shape);
+  FOVEA_CHECK(out.device() == a.device(), "matmul: out ", out.shape(), " is on ", out.device(),
+              " and a on ", a.device(), "; move one with Tensor::to");
   check_result_dtype(a, out.dtype());
   if (out.stride(-1) == 1 || out.dim(-1) == 1) return multiply(out, a, b, Tensor(), accumulate);
   FOVEA_CHECK((out.stride(-2) == 1 || out.dim(-2) == 1) && (b.rank() > 2 || a.rank() == 2),

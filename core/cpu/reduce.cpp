@@ -4,12 +4,38 @@
 #include <vector>
 
 #include "core/cpu/reduce.h"
+#include "core/cuda/reduce_ops.h"
 #include "core/parallel.h"
 
 namespace fovea {
+namespace {
+
+// a, contiguous on a GPU device, as [outer, count, inner] -> [outer, inner]
+Tensor sum_on_gpu(const char* op, const Tensor& a, int64_t outer, int64_t count, int64_t inner,
+                  Dtype dtype) {
+  FOVEA_CHECK((a.dtype() == Dtype::f32 || a.dtype() == Dtype::bf16) &&
+                  (dtype == Dtype::f32 || dtype == Dtype::bf16),
+              op, ": expected f32 or bf16 on ", a.device(), ", found ", a.dtype(), " for ", dtype);
+  if (a.numel() == 0) return Tensor::zeros({outer, inner}, dtype, a.device());
+  Tensor rest = a;
+  for (bool whole = false; !whole;) {
+    const int64_t pieces = SumPlan(rest.dtype(), count, inner).pieces;
+    whole = pieces == 1;
+    const Tensor sums =
+        Tensor::empty({outer, pieces, inner}, whole ? dtype : Dtype::f32, a.device());
+    FOVEA_GPU_CALL(a.device(), sum_pass, sums.raw(), sums.dtype(), rest.raw(), rest.dtype(), outer,
+                   count, inner, stream_of(a.device()));
+    rest = sums;
+    count = pieces;
+  }
+  return rest.view({outer, inner});
+}
+
+}  // namespace
 
 Tensor sum_all(const Tensor& a) {
   const Tensor flat = a.contiguous();
+  if (!a.device().is_cpu()) return sum_on_gpu("sum_all", flat, 1, a.numel(), 1, a.dtype()).view({});
   Tensor out = Tensor::empty({}, a.dtype());
   constexpr int64_t kBlock = 16384;
   const int64_t blocks = (flat.numel() + kBlock - 1) / kBlock;
@@ -46,6 +72,8 @@ Tensor sum(const Tensor& a, int axis, Dtype dtype) {
     if (i > axis) inner *= a.dim(i);
   }
   const int64_t count = a.dim(axis);
+  if (!a.device().is_cpu())
+    return sum_on_gpu("sum", source, outer, count, inner, dtype).view(shape);
   constexpr int64_t kColumns = 256, kRows = 128;
   const int64_t panels = (inner + kColumns - 1) / kColumns;
   const int64_t blocks = std::max<int64_t>(1, (count + kRows - 1) / kRows);

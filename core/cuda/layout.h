@@ -24,11 +24,12 @@ struct Layout {
   // Offsets of element i of the shape, row-major.
   FOVEA_HD void locate(int64_t i, int64_t (&offsets)[kOperands]) const {
     for (int k = 0; k < kOperands; ++k) offsets[k] = 0;
-    for (int axis = rank - 1; axis >= 0; --axis) {
+    for (int axis = rank - 1; axis > 0; --axis) {
       const int64_t index = i % sizes[axis];
       i /= sizes[axis];
       for (int k = 0; k < kOperands; ++k) offsets[k] += index * strides[k][axis];
     }
+    for (int k = 0; k < kOperands; ++k) offsets[k] += i * strides[k][0];
   }
 };
 

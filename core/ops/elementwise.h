@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Elementwise arithmetic with broadcasting. Operands f32, bf16 or f64; mixed f32 and bf16 give f32,
-// any other mixture throws. Arithmetic is f32 (f64 for f64).
+// any other mixture throws. Arithmetic is f32 (f64 for f64). Both operands are on one device; the
+// result is there too.
 
 #include "core/tensor.h"
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Matrix products. f32 and f64 give their own dtype; bf16 accumulates in f32 and gives bf16 or f32.
-// a and b have one dtype: convert with Tensor::to before. Transposed views are read in place when
-// one of their last two strides is 1 (other strides cost a copy), so that  x W^T,  dY W  and  dY^T
-// X  need no transposition.
+// a and b have one dtype and one device: convert with Tensor::to before. Transposed views are read
+// in place when one of their last two strides is 1 (other strides cost a copy), so that  x W^T,  dY
+// W  and  dY^T X  need no transposition.
 
 #include <optional>
 
@@ -12,7 +12,8 @@
 namespace fovea {
 
 struct MatmulOptions {
-  Tensor bias = {};                 // [n], added to every row; any floating dtype
+  // [n], added to every row; any floating dtype. On a card it is rounded to the result's first.
+  Tensor bias = {};
   std::optional<Dtype> dtype = {};  // of the result; default: that of a
 };
 

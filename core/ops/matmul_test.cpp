@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/ops/matmul.h"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <functional>
 
 #include "core/parallel.h"
 #include "core/rng.h"
+#include "core/testing/devices.h"
 
 namespace fovea {
 namespace {
 
 // Deterministic values in (-1, 1).
-Tensor values(const Shape& shape, Dtype dtype, uint64_t seed) {
+Tensor values(const Shape& shape, Dtype dtype, uint64_t seed, Device device = kCpu) {
   std::vector<float> v(static_cast<size_t>(shape.numel()));
   uint64_t state = seed * 0x9e3779b97f4a7c15ull + 1;
   for (float& x : v) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     x = static_cast<float>(static_cast<double>(state >> 40) / (1 << 23) - 1.0);
   }
-  return Tensor::from(v, shape).to(dtype);
+  return Tensor::from(v, shape).to(dtype).to(device);
 }
 
 // out + bias + a b by double loops; a [batch, m, k], b [batch, k, n] (read through to_vector, so
@@ -45,16 +44,16 @@ std::vector<double> plain(const Tensor& a, const Tensor& b, const Tensor& start)
   return out;
 }
 
-// Rounding of k terms of size < 1 added in dtype, plus the rounding of the result.
+// Rounding of k terms of size < 1 added in dtype, plus the rounding of the result and `more`.
 void expect_close(const Tensor& got, const std::vector<double>& want, int64_t k, Dtype in,
-                  const std::string& what) {
+                  const std::string& what, double more = 0.0) {
   const double sum_epsilon = in == Dtype::f64 ? 2.3e-16 : 1.2e-7;
   const double result_epsilon = got.dtype() == Dtype::bf16 ? 4e-3 : sum_epsilon;
   const auto values_got = got.to_vector<double>();
   ASSERT_EQ(values_got.size(), want.size()) << what;
   for (size_t i = 0; i < want.size(); ++i) {
-    const double bound =
-        sum_epsilon * static_cast<double>(k + 2) + result_epsilon * (std::abs(want[i]) + 1e-3);
+    const double bound = sum_epsilon * static_cast<double>(k + 2) +
+                         result_epsilon * (std::abs(want[i]) + 1e-3) + more;
     ASSERT_LE(std::abs(values_got[i] - want[i]), bound)
         << what << " element " << i << " got " << values_got[i] << " want " << want[i];
   }
@@ -77,18 +76,37 @@ const Types kTypes[] = {{Dtype::f32, Dtype::f32},
                         {Dtype::bf16, Dtype::f32},
                         {Dtype::f64, Dtype::f64}};
 
-// a [m, k] stored as itself or transposed
-Tensor operand(int64_t rows, int64_t columns, bool transposed, Dtype dtype, uint64_t seed) {
-  return transposed ? values({columns, rows}, dtype, seed).transpose(0, 1)
-                    : values({rows, columns}, dtype, seed);
-}
+class Matmul : public OnDevices {
+ protected:
+  static std::vector<Types> types() {
+    std::vector<Types> known;
+    for (const Types& t : kTypes)
+      if (has_f64() || t.in != Dtype::f64) known.push_back(t);
+    return known;
+  }
+  static Tensor values(const Shape& shape, Dtype dtype, uint64_t seed) {
+    return fovea::values(shape, dtype, seed, device());
+  }
+  // a [m, k] stored as itself or transposed
+  static Tensor operand(int64_t rows, int64_t columns, bool transposed, Dtype dtype,
+                        uint64_t seed) {
+    return transposed ? values({columns, rows}, dtype, seed).transpose(0, 1)
+                      : values({rows, columns}, dtype, seed);
+  }
+  // There a strided copy takes a fiber an element.
+  static bool is_slow() { return device().kind == Device::Kind::interpreted; }
+  static Tensor zeros(const Shape& shape, Dtype dtype) {
+    return Tensor::zeros(shape, dtype, device());
+  }
+};
+FOVEA_ON_DEVICES(Matmul);
 
-TEST(Matmul, AgreesWithPlainLoopsOverShapesAndTransposes) {
+TEST_P(Matmul, AgreesWithPlainLoopsOverShapesAndTransposes) {
   const int64_t sizes[][3] = {{1, 1, 1},      {1, 7, 5},      {5, 1, 3},      {3, 5, 1},
                               {6, 64, 16},    {7, 65, 17},    {5, 63, 15},    {64, 64, 64},
                               {65, 65, 65},   {96, 192, 256}, {97, 193, 257}, {95, 191, 255},
                               {13, 101, 300}, {127, 31, 129}};
-  for (const auto& [in, out] : kTypes) {
+  for (const auto& [in, out] : types()) {
     for (const auto& [m, n, k] : sizes) {
       for (int t = 0; t < 4; ++t) {
         const Tensor a = operand(m, k, t & 1, in, 1), b = operand(k, n, t & 2, in, 2);
@@ -101,11 +119,12 @@ TEST(Matmul, AgreesWithPlainLoopsOverShapesAndTransposes) {
   }
 }
 
-TEST(Matmul, AddsIntoAViewAndTouchesNothingAroundIt) {
-  for (const auto& [in, out] : kTypes) {
+TEST_P(Matmul, AddsIntoAViewAndTouchesNothingAroundIt) {
+  for (const auto& [in, out] : types()) {
     for (const int64_t m : {1, 6, 33, 129}) {
       for (const int64_t n : {1, 17, 130}) {
-        const int64_t k = 70;
+        if (is_slow() && m * n > 2500) continue;
+        const int64_t k = is_slow() ? 20 : 70;
         const Tensor a = values({m, k + 3}, in, 3).slice(1, 2, k + 2),
                      b = values({n, k + 5}, in, 4).slice(1, 1, k + 1).transpose(0, 1);
         const Tensor frame = values({m + 2, n + 9}, out, 5);
@@ -125,8 +144,8 @@ TEST(Matmul, AddsIntoAViewAndTouchesNothingAroundIt) {
   }
 }
 
-TEST(Matmul, WritesATransposedResult) {
-  for (const auto& [in, out] : kTypes) {
+TEST_P(Matmul, WritesATransposedResult) {
+  for (const auto& [in, out] : types()) {
     const Tensor a = values({70, 80}, in, 6), b = values({80, 90}, in, 7);
     const Tensor result = values({90, 70}, out, 8).transpose(0, 1);
     const auto want = plain(a, b, result);
@@ -135,24 +154,26 @@ TEST(Matmul, WritesATransposedResult) {
   }
 }
 
-TEST(Matmul, AddsTheBiasToEveryRow) {
-  for (const auto& [in, out] : kTypes) {
+TEST_P(Matmul, AddsTheBiasToEveryRow) {
+  for (const auto& [in, out] : types()) {
     for (const int64_t m : {3, 130}) {
       for (const Dtype bias_dtype : {Dtype::f32, Dtype::bf16, Dtype::f64}) {
+        if (bias_dtype == Dtype::f64 && !has_f64()) continue;
         const Tensor a = values({m, 66}, in, 9), b = values({66, 70}, in, 10);
         const Tensor bias = values({70}, bias_dtype, 11);
-        const Tensor start = bias.to(Dtype::f64).expand({m, 70}).contiguous();
+        const Tensor start = bias.to(kCpu).to(Dtype::f64).expand({m, 70}).contiguous();
+        const bool rounded = device().kind == Device::Kind::cuda && out == Dtype::bf16;
         expect_close(
             matmul(a, b, {.bias = in == Dtype::f64 ? bias.to(Dtype::f64) : bias, .dtype = out}),
             plain(a, b, start), bias_dtype == Dtype::f64 ? 67 + 2 : 67, in,
-            concat("bias ", bias_dtype, " for ", in, "->", out, " m ", m));
+            concat("bias ", bias_dtype, " for ", in, "->", out, " m ", m), rounded ? 2e-3 : 0.0);
       }
     }
   }
 }
 
-TEST(Matmul, BatchesOfAnyStrides) {
-  for (const auto& [in, out] : kTypes) {
+TEST_P(Matmul, BatchesOfAnyStrides) {
+  for (const auto& [in, out] : types()) {
     for (const int64_t n : {9, 70}) {
       // equal leading axes, b and a transposed inside a [B, n, H, k] layout
       const Tensor a = values({2, n, 3, 65}, in, 12).transpose(1, 2);  // [2, 3, n, 65]
@@ -180,27 +201,24 @@ TEST(Matmul, BatchesOfAnyStrides) {
   }
 }
 
-TEST(Matmul, StretchedAndStridedOperandsAreCopied) {
+TEST_P(Matmul, StretchedAndStridedOperandsAreCopied) {
   const Tensor a = values({1, 70}, Dtype::f32, 18).expand({66, 70});
   const Tensor b = values({70, 40, 2}, Dtype::f32, 19).select(2, 1);
   expect_close(matmul(a, b), plain(a, b, Tensor::zeros({66, 40})), 70, Dtype::f32, "stretched");
 }
 
-TEST(Matmul, EmptyAxes) {
-  for (const auto& [in, out] : kTypes) {
-    EXPECT_EQ(matmul(Tensor::zeros({0, 3}, in), Tensor::zeros({3, 4}, in), {.dtype = out}).shape(),
-              (Shape{0, 4}));
-    EXPECT_EQ(matmul(Tensor::zeros({2, 3}, in), Tensor::zeros({3, 0}, in), {.dtype = out}).shape(),
-              (Shape{2, 0}));
-    EXPECT_EQ(
-        matmul(Tensor::zeros({0, 2, 3}, in), Tensor::zeros({0, 3, 5}, in), {.dtype = out}).shape(),
-        (Shape{0, 2, 5}));
-    const Tensor a = Tensor::zeros({2, 0}, in), b = Tensor::zeros({0, 3}, in);
+TEST_P(Matmul, EmptyAxes) {
+  for (const auto& [in, out] : types()) {
+    EXPECT_EQ(matmul(zeros({0, 3}, in), zeros({3, 4}, in), {.dtype = out}).shape(), (Shape{0, 4}));
+    EXPECT_EQ(matmul(zeros({2, 3}, in), zeros({3, 0}, in), {.dtype = out}).shape(), (Shape{2, 0}));
+    EXPECT_EQ(matmul(zeros({0, 2, 3}, in), zeros({0, 3, 5}, in), {.dtype = out}).shape(),
+              (Shape{0, 2, 5}));
+    const Tensor a = zeros({2, 0}, in), b = zeros({0, 3}, in);
     EXPECT_EQ(matmul(a, b, {.dtype = out}).to_vector<double>(), std::vector<double>(6, 0.0));
-    const Tensor bias = Tensor::full({3}, 2.0, in);
+    const Tensor bias = Tensor::full({3}, 2.0, in, device());
     EXPECT_EQ(matmul(a, b, {.bias = bias, .dtype = out}).to_vector<double>(),
               std::vector<double>(6, 2.0));
-    const Tensor result = Tensor::full({2, 3}, 7.0, out);
+    const Tensor result = Tensor::full({2, 3}, 7.0, out, device());
     matmul_into(result, a, b, true);
     EXPECT_EQ(result.to_vector<double>(), std::vector<double>(6, 7.0));
     matmul_into(result, a, b, false);
@@ -208,7 +226,7 @@ TEST(Matmul, EmptyAxes) {
   }
 }
 
-TEST(Matmul, TheSameBitsForAnyNumberOfThreads) {
+TEST(MatmulOnCpu, TheSameBitsForAnyNumberOfThreads) {
   const int threads = num_threads();
   for (const auto& [in, out] : kTypes) {
     for (const int64_t m : {50, 200}) {
@@ -225,7 +243,7 @@ TEST(Matmul, TheSameBitsForAnyNumberOfThreads) {
   }
 }
 
-TEST(Matmul, WrongInputsAreNamed) {
+TEST(MatmulOnCpu, WrongInputsAreNamed) {
   const Tensor a = Tensor::zeros({2, 3}), b = Tensor::zeros({4, 5});
   EXPECT_EQ(message_of([&] { matmul(a, b); }),
             "matmul: a is [2, 3] and b [4, 5]; the last axis of a and the last but one of b differ "
@@ -261,6 +279,26 @@ TEST(Matmul, WrongInputsAreNamed) {
               matmul(Tensor::zeros({2, 3}, Dtype::i64), Tensor::zeros({3, 2}, Dtype::i64));
             }).find("found i64"),
             std::string::npos);
+}
+
+TEST_P(Matmul, OperandsOnTwoDevicesAreRefused) {
+  if (device().is_cpu()) return;
+  const Tensor a = zeros({2, 3}, Dtype::f32), b = Tensor::zeros({3, 5});
+  EXPECT_EQ(message_of([&] { matmul(a, b); }),
+            concat("matmul: a [2, 3] is on ", device(),
+                   " and b [3, 5] on cpu; move one with Tensor::to"));
+  EXPECT_NE(message_of([&] {
+              matmul_into(Tensor::zeros({2, 5}), a, b.to(device()), false);
+            }).find("out [2, 5] is on cpu"),
+            std::string::npos);
+}
+
+TEST_P(Matmul, NanAndInfinityStayInTheirRow) {
+  const Tensor a = Tensor::from(std::vector<float>{1, INFINITY, 2, NAN, 3, 4}, {3, 2}, device());
+  const auto c = matmul(a, Tensor::full({2, 1}, 1.0, Dtype::f32, device())).to_vector<float>();
+  EXPECT_EQ(c[0], INFINITY);
+  EXPECT_TRUE(std::isnan(c[1]));
+  EXPECT_EQ(c[2], 7.0f);
 }
 
 }  // namespace
