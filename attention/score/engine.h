@@ -266,6 +266,10 @@ bool is_decode(const Problem& p);
 void decode_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
                     const Mask& mask, const ScoreOptions& options, const ScoreResult& result);
 
+// On a GPU device (device.cpp); result's tensors, and gradients, are there.
+void device_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
+                    const Mask& mask, const ScoreOptions& options, const ScoreResult& result);
+
 // Row statistic and factor of a finished row.
 template <typename Acc>
 struct RowEnd {

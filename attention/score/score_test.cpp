@@ -3,27 +3,36 @@
 
 #include "attention/score/score_test_util.h"
 #include "core/parallel.h"
+#include "core/testing/devices.h"
 
 namespace fovea::attention {
 namespace {
 
-TEST(Score, ForwardIsTheDefinitionInEveryDtype) {
+class Score : public OnDevices {
+ protected:
+  static std::vector<Dtype> dtypes() {
+    if (has_f64()) return {Dtype::f64, Dtype::f32, Dtype::bf16};
+    return {Dtype::f32};
+  }
+};
+
+TEST_P(Score, ForwardIsTheDefinitionInEveryDtype) {
   for (const Case& c : cases()) {
-    for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+    for (Dtype dtype : dtypes()) {
       ScoreInputs in = inputs(c.sizes, dtype);
       Mask mask;
       ScoreOptions options;
       c.set(mask, in, options);
       const double bound = dtype == Dtype::f64 ? 1e-12 : dtype == Dtype::f32 ? 1e-6 : 1e-2;
-      EXPECT_LT(
-          relative_error(softmax_forward(in, mask, options).out, reference(in, mask, options)),
-          bound)
+      const ScoreResult result = softmax_forward(on(device(), in), mask.to(device()), options);
+      EXPECT_EQ(result.out.device(), device());
+      EXPECT_LT(relative_error(result.out, reference(in, mask, options)), bound)
           << c.name << ' ' << dtype;
     }
   }
 }
 
-TEST(Score, GradientsMatchCentralDifferencesOfTheDefinition) {
+TEST(ScoreEngine, GradientsMatchCentralDifferencesOfTheDefinition) {
   for (const Case& c : cases()) {
     ScoreInputs in = inputs(c.sizes, Dtype::f64);
     Mask mask;
@@ -64,7 +73,7 @@ TEST(Score, GradientsMatchCentralDifferencesOfTheDefinition) {
   }
 }
 
-TEST(Score, LowerPrecisionGradientsFollowF64) {
+TEST(ScoreEngine, LowerPrecisionGradientsFollowF64) {
   for (const Case& c : cases()) {
     for (Dtype dtype : {Dtype::f32, Dtype::bf16}) {
       ScoreInputs low = inputs(c.sizes, dtype);
@@ -87,7 +96,7 @@ TEST(Score, LowerPrecisionGradientsFollowF64) {
   }
 }
 
-TEST(Score, TheNumberOfThreadsDoesNotChangeTheBits) {
+TEST(ScoreEngine, TheNumberOfThreadsDoesNotChangeTheBits) {
   // One thread packs and takes heads whole, three take heads whole, seven share them by tiles.
   const auto run = [](int threads, Dtype dtype) {
     const int before = num_threads();
@@ -110,14 +119,14 @@ TEST(Score, TheNumberOfThreadsDoesNotChangeTheBits) {
   }
 }
 
-TEST(Score, LargeLogitsDoNotOverflow) {
+TEST(ScoreEngine, LargeLogitsDoNotOverflow) {
   ScoreInputs in = inputs({1, 1, 1, 70, 70, 4, 4}, Dtype::f32);
   for (int64_t i = 0; i < in.q.numel(); ++i) in.q.data<float>()[i] *= 1e4f;
   for (float x : softmax_forward(in, Mask().causal(), {}).out.to_vector<float>())
     EXPECT_TRUE(std::isfinite(x));
 }
 
-TEST(Score, ANanReachesOnlyWhoSeesIt) {
+TEST(ScoreEngine, ANanReachesOnlyWhoSeesIt) {
   for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
     for (const int64_t queries : {70, 3}) {
       for (const bool documents : {false, true}) {
@@ -159,7 +168,7 @@ TEST(Score, ANanReachesOnlyWhoSeesIt) {
   }
 }
 
-TEST(Score, ExtraMemoryGrowsWithNNotWithNSquared) {
+TEST(ScoreEngine, ExtraMemoryGrowsWithNNotWithNSquared) {
   // On one thread: with more, how many heads' working memories are alive at once is a matter of
   // luck.
   const int before_threads = num_threads();
@@ -176,7 +185,7 @@ TEST(Score, ExtraMemoryGrowsWithNNotWithNSquared) {
   set_num_threads(before_threads);
 }
 
-TEST(Score, TileClassesAreNeverWrong) {
+TEST(ScoreEngine, TileClassesAreNeverWrong) {
   const int64_t n = 30;
   for (const Case& c : cases()) {
     if (c.sizes.N != 70 && c.sizes.N != 150 && c.sizes.N != 80) continue;
@@ -206,7 +215,7 @@ TEST(Score, TileClassesAreNeverWrong) {
   }
 }
 
-TEST(Score, ShapesThatDoNotFitAreNamed) {
+TEST(ScoreEngine, ShapesThatDoNotFitAreNamed) {
   const auto message = [](const ScoreInputs& in, const Mask& mask) -> std::string {
     try {
       softmax_forward(in, mask, {});
@@ -224,6 +233,8 @@ TEST(Score, ShapesThatDoNotFitAreNamed) {
   EXPECT_EQ(message(inputs({1, 2, 2, 6, 5, 4, 4}, Dtype::f32), Mask().causal()),
             "mask: causal attention needs N <= M, found N 6, M 5");
 }
+
+FOVEA_ON_DEVICES(Score);
 
 }  // namespace
 }  // namespace fovea::attention
