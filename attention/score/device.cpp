@@ -211,4 +211,49 @@ void device_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& 
   rule.device_forward(device_call.device(), call);
 }
 
+ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor& dout_given,
+                           const ScoreResult& result, const ScoreInputs& in, const Mask& mask,
+                           const ScoreOptions& options, ScoreGrads grads) {
+  const Device device = in.q.device();
+  if (in.sink.defined()) grads.dsink = Tensor::zeros({p.H}, Dtype::f32, device);
+  if (in.bias.defined()) grads.dbias = Tensor::zeros(in.bias.shape(), Dtype::f32, device);
+  if (result.lse.numel() == 0) {
+    grads.dk.zero_();
+    grads.dv.zero_();
+    return grads;
+  }
+  FOVEA_CHECK(dout_given.device() == device && result.out.device() == device, "score: q is on ",
+              device, " but dout on ", dout_given.device(), " and out on ", result.out.device());
+  DeviceCall device_call(rule, p, in, mask, options);
+  ScoreCall& call = device_call.call();
+  const Tensor dout = device_call.aligned(dout_given),
+               delta = Tensor::empty({p.B, p.H, p.N}, Dtype::f32, device),
+               suspect = Tensor::empty({p.B, p.Hkv, p.M}, Dtype::u8, device),
+               dq = device_call.before_turn(grads.dq), dk = device_call.before_turn(grads.dk);
+  const bool share_batch = in.bias.defined() && in.bias.dim(0) == 1 && p.B > 1,
+             share_heads = in.bias.defined() && in.bias.dim(1) == 1 && p.H > 1;
+  Tensor ds = grads.dbias;
+  if (share_batch || share_heads) ds = Tensor::zeros({p.B, p.H, p.N, p.M}, Dtype::f32, device);
+  call.out = rows_of(result.out);
+  call.dout = rows_of(dout);
+  call.lse = result.lse.data<float>();
+  call.delta = delta.data<float>();
+  call.suspect_keys = suspect.data<uint8_t>();
+  call.dq = rows_of(dq);
+  call.dk = rows_of(dk);
+  call.dv = rows_of(grads.dv);
+  call.dbias = ds.defined() ? ds.data<float>() : nullptr;
+  const Stream stream = stream_of(device);
+  FOVEA_GPU_CALL(device, score_delta, call, stream);
+  rule.device_backward(device, call);
+  device_call.turn_back(grads.dq, dq, p.M - p.N);
+  device_call.turn_back(grads.dk, dk, 0);
+  if (in.sink.defined())
+    FOVEA_GPU_CALL(device, score_dsink, grads.dsink.data<float>(), call, stream);
+  if (share_batch || share_heads)
+    FOVEA_GPU_CALL(device, sum_shared, grads.dbias.data<float>(), ds.data<float>(), call.B, call.H,
+                   share_batch, share_heads, p.N * p.M, stream);
+  return grads;
+}
+
 }  // namespace fovea::attention

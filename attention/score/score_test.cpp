@@ -73,9 +73,10 @@ TEST(ScoreEngine, GradientsMatchCentralDifferencesOfTheDefinition) {
   }
 }
 
-TEST(ScoreEngine, LowerPrecisionGradientsFollowF64) {
+TEST_P(Score, LowerPrecisionGradientsFollowF64) {
   for (const Case& c : cases()) {
-    for (Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    for (Dtype dtype : dtypes()) {
+      if (dtype == Dtype::f64) continue;
       ScoreInputs low = inputs(c.sizes, dtype);
       Mask mask;
       ScoreOptions options;
@@ -84,14 +85,23 @@ TEST(ScoreEngine, LowerPrecisionGradientsFollowF64) {
       for (Tensor* t : {&wide.q, &wide.k, &wide.v}) *t = t->to(Dtype::f64);
       const Tensor dout =
           random_tensor({c.sizes.B, c.sizes.H, c.sizes.N, c.sizes.Dv}, "dout", dtype);
+      const ScoreInputs moved = on(device(), low);
+      const Mask moved_mask = mask.to(device());
       const ScoreGrads got =
-          softmax_backward(dout, softmax_forward(low, mask, options), low, mask, options);
+          softmax_backward(dout.to(device()), softmax_forward(moved, moved_mask, options), moved,
+                           moved_mask, options);
       const ScoreGrads want =
           softmax_backward(dout, softmax_forward(wide, mask, options), wide, mask, options);
       const double bound = dtype == Dtype::f32 ? 1e-5 : 2e-2;
       EXPECT_LT(relative_error(got.dq, want.dq), bound) << c.name << ' ' << dtype;
       EXPECT_LT(relative_error(got.dk, want.dk), bound) << c.name << ' ' << dtype;
       EXPECT_LT(relative_error(got.dv, want.dv), bound) << c.name << ' ' << dtype;
+      if (low.sink.defined()) {
+        EXPECT_LT(relative_error(got.dsink, want.dsink), bound) << c.name << ' ' << dtype;
+      }
+      if (low.bias.defined()) {
+        EXPECT_LT(relative_error(got.dbias, want.dbias), bound) << c.name << ' ' << dtype;
+      }
     }
   }
 }
@@ -126,8 +136,8 @@ TEST(ScoreEngine, LargeLogitsDoNotOverflow) {
     EXPECT_TRUE(std::isfinite(x));
 }
 
-TEST(ScoreEngine, ANanReachesOnlyWhoSeesIt) {
-  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+TEST_P(Score, ANanReachesOnlyWhoSeesIt) {
+  for (const Dtype dtype : dtypes()) {
     for (const int64_t queries : {70, 3}) {
       for (const bool documents : {false, true}) {
         ScoreInputs clean = inputs({1, 1, 1, queries, 70, 4, 4}, dtype);
@@ -144,14 +154,17 @@ TEST(ScoreEngine, ANanReachesOnlyWhoSeesIt) {
               *where == 'q' ? queries - 2 : 69;  // the key that only the last query sees
           const Tensor& t = *where == 'q' ? in.q : *where == 'k' ? in.k : in.v;
           t.slice(2, bad, bad + 1).fill_(std::nan(""));
-          const ScoreResult result = softmax_forward(in, mask, {});
+          const ScoreInputs moved = on(device(), in);
+          const Mask moved_mask = mask.to(device());
+          const ScoreResult result = softmax_forward(moved, moved_mask, {});
           const auto out = result.out.to_vector<double>();
           const int64_t broken = *where == 'q' ? bad : queries - 1;
           for (int64_t i = 0; i < queries; ++i)
             EXPECT_EQ(std::isnan(out[static_cast<size_t>(i * 4)]), i == broken)
                 << dtype << ' ' << where << ' ' << queries << " row " << i;
-          const ScoreGrads grads = softmax_backward(
-              random_tensor({1, 1, queries, 4}, "dout", dtype), result, in, mask, {});
+          const ScoreGrads grads =
+              softmax_backward(random_tensor({1, 1, queries, 4}, "dout", dtype).to(device()),
+                               result, moved, moved_mask, {});
           const auto dq = grads.dq.to_vector<double>(), dv = grads.dv.to_vector<double>();
           for (int64_t i = 0; i < queries; ++i)
             EXPECT_EQ(std::isnan(dq[static_cast<size_t>(i * 4)]), i == broken)
