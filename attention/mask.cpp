@@ -40,6 +40,13 @@ Mask& Mask::block_sparse(const Tensor& allowed, int64_t query_block, int64_t key
   return *this;
 }
 
+Mask Mask::to(Device device) const {
+  Mask moved = *this;
+  for (Tensor* t : {&moved.query_documents_, &moved.key_documents_, &moved.blocks_})
+    if (t->defined()) *t = t->to(device);
+  return moved;
+}
+
 void Mask::validate(int64_t batch, int64_t heads, int64_t queries, int64_t keys) const {
   FOVEA_CHECK(!causal_ || queries <= keys, "mask: causal attention needs N <= M, found N ", queries,
               ", M ", keys);

@@ -38,6 +38,19 @@ class Mask {
                      int64_t queries, int64_t keys) const;
   // Keys [first, last) that positions alone (causal, window, prefix) leave to query i.
   void limits(int64_t i, int64_t queries, int64_t keys, int64_t& first, int64_t& last) const;
+  // The same mask with its tensors on another device. allowed() and classify() are the cpu's.
+  Mask to(Device device) const;
+  // What it is made of, for kernels.
+  struct Parts {
+    bool causal;
+    int64_t left, right, prefix;
+    Tensor query_documents, key_documents, blocks;
+    int64_t query_block, key_block;
+  };
+  Parts parts() const {
+    return {causal_,        left_,   right_,       prefix_,   query_documents_,
+            key_documents_, blocks_, query_block_, key_block_};
+  }
   // Whether allowed() is limits() and nothing else.
   bool is_interval() const { return !query_documents_.defined() && !blocks_.defined(); }
 

@@ -326,7 +326,7 @@ ScoreGrads score_backward(const ScoreRule& rule, const Tensor& dout_given,
               " but out is ", result.out.shape());
   const Dtype dtype = given.q.dtype(), stats = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   const auto heads_last = [&](int64_t heads, int64_t tokens, int64_t dim) {
-    return Tensor::empty({p.B, tokens, heads, dim}, dtype).transpose(1, 2);
+    return Tensor::empty({p.B, tokens, heads, dim}, dtype, given.q.device()).transpose(1, 2);
   };
   if (!grads.dq.defined()) grads.dq = heads_last(p.H, p.N, p.D);
   if (!grads.dk.defined()) grads.dk = heads_last(p.Hkv, p.M, p.D);
@@ -334,6 +334,8 @@ ScoreGrads score_backward(const ScoreRule& rule, const Tensor& dout_given,
   const ScoreInputs in = prepared_inputs(given);
   Tensor dout = dout_given.to(dtype);
   if (dout.dim(3) > 1 && dout.stride(3) != 1) dout = dout.contiguous();
+  if (!in.q.device().is_cpu())
+    return device_backward(rule, p, dout, result, in, mask, options, std::move(grads));
   Destination to{grads, Tensor(), Tensor()};
   if (in.sink.defined()) to.dsink = Tensor::zeros({p.B, p.H}, stats);
   for (const bool exact : {false, true}) {

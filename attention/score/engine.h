@@ -266,6 +266,13 @@ bool is_decode(const Problem& p);
 void decode_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
                     const Mask& mask, const ScoreOptions& options, const ScoreResult& result);
 
+// On a GPU device (device.cpp); result's tensors, and gradients, are there.
+void device_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
+                    const Mask& mask, const ScoreOptions& options, const ScoreResult& result);
+ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor& dout,
+                           const ScoreResult& result, const ScoreInputs& in, const Mask& mask,
+                           const ScoreOptions& options, ScoreGrads grads);
+
 // Row statistic and factor of a finished row.
 template <typename Acc>
 struct RowEnd {

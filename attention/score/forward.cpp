@@ -207,10 +207,15 @@ ScoreResult score_forward(const ScoreRule& rule, const ScoreInputs& given, const
   const Problem p = check_problem(rule, given, mask, options);
   const Dtype dtype = given.q.dtype();
   FOVEA_CHECK(is_floating(dtype), "softmax: expected f32, bf16 or f64, found ", dtype);
+  const Device device = given.q.device();
   const ScoreResult result{
-      Tensor::empty({p.B, p.N, p.H, p.Dv}, dtype).transpose(1, 2),
-      Tensor::empty({p.B, p.H, p.N}, dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32)};
+      Tensor::empty({p.B, p.N, p.H, p.Dv}, dtype, device).transpose(1, 2),
+      Tensor::empty({p.B, p.H, p.N}, dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32, device)};
   const ScoreInputs in = prepared_inputs(given);
+  if (!device.is_cpu()) {
+    device_forward(rule, p, in, mask, options, result);
+    return result;
+  }
   if (is_decode(p)) {
     decode_forward(rule, p, in, mask, options, result);
     return result;

@@ -71,7 +71,9 @@ ScoreRule score_rule(const Rule& rule, void (*forward)(const RowForward<float>&)
           forward,
           backward,
           score_rows_forward_f64<Rule>,
-          score_rows_backward_f64<Rule>};
+          score_rows_backward_f64<Rule>,
+          nullptr,
+          nullptr};
 }
 
 }  // namespace fovea

@@ -22,6 +22,9 @@
 // Two partial rows over different keys (split keys, ring attention) merge by rescaling both to the
 // larger m and adding l and the accumulators.
 //
+// On a GPU device V is float, or for online rules a number of base 2 that knows exp_nonpositive and
+// differences (attention/score/cuda/arguments.cuh).
+//
 // To make a ScoreRule of a Rule: FOVEA_SCORE_RULE(Rule, name) in a *.simd.cpp
 // (attention/score/rows_simd.h), and where it is used FOVEA_SCORE_RULE_DECLARE(name) and
 // FOVEA_SCORE_RULE_OF(name, object) (attention/score/rows.h).
@@ -29,9 +32,14 @@
 #include <cstdint>
 
 #include "core/cpu/isa.h"
+#include "core/device.h"
 #include "core/dtype.h"
 
 namespace fovea {
+
+namespace attention {
+struct ScoreCall;  // attention/score/cuda/kernels.h
+}
 
 // Keys of a tile: rows of a tile of scores stand this far apart.
 inline constexpr int64_t kScoreTile = 64;
@@ -70,6 +78,9 @@ struct ScoreRule {
   void (*backward)(const RowBackward<float>&);
   void (*forward_f64)(const RowForward<double>&);
   void (*backward_f64)(const RowBackward<double>&);
+  // Its kernels for GPU devices; null where it has none.
+  void (*device_forward)(Device, const attention::ScoreCall&) = nullptr;
+  void (*device_backward)(Device, const attention::ScoreCall&) = nullptr;
 };
 
 // Of numbers, beside those of vectors (core/cpu/simd.h): what rules are written with.

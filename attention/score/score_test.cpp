@@ -3,27 +3,36 @@
 
 #include "attention/score/score_test_util.h"
 #include "core/parallel.h"
+#include "core/testing/devices.h"
 
 namespace fovea::attention {
 namespace {
 
-TEST(Score, ForwardIsTheDefinitionInEveryDtype) {
+class Score : public OnDevices {
+ protected:
+  static std::vector<Dtype> dtypes() {
+    if (has_f64()) return {Dtype::f64, Dtype::f32, Dtype::bf16};
+    return {Dtype::f32};
+  }
+};
+
+TEST_P(Score, ForwardIsTheDefinitionInEveryDtype) {
   for (const Case& c : cases()) {
-    for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+    for (Dtype dtype : dtypes()) {
       ScoreInputs in = inputs(c.sizes, dtype);
       Mask mask;
       ScoreOptions options;
       c.set(mask, in, options);
       const double bound = dtype == Dtype::f64 ? 1e-12 : dtype == Dtype::f32 ? 1e-6 : 1e-2;
-      EXPECT_LT(
-          relative_error(softmax_forward(in, mask, options).out, reference(in, mask, options)),
-          bound)
+      const ScoreResult result = softmax_forward(on(device(), in), mask.to(device()), options);
+      EXPECT_EQ(result.out.device(), device());
+      EXPECT_LT(relative_error(result.out, reference(in, mask, options)), bound)
           << c.name << ' ' << dtype;
     }
   }
 }
 
-TEST(Score, GradientsMatchCentralDifferencesOfTheDefinition) {
+TEST(ScoreEngine, GradientsMatchCentralDifferencesOfTheDefinition) {
   for (const Case& c : cases()) {
     ScoreInputs in = inputs(c.sizes, Dtype::f64);
     Mask mask;
@@ -64,9 +73,10 @@ TEST(Score, GradientsMatchCentralDifferencesOfTheDefinition) {
   }
 }
 
-TEST(Score, LowerPrecisionGradientsFollowF64) {
+TEST_P(Score, LowerPrecisionGradientsFollowF64) {
   for (const Case& c : cases()) {
-    for (Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    for (Dtype dtype : dtypes()) {
+      if (dtype == Dtype::f64) continue;
       ScoreInputs low = inputs(c.sizes, dtype);
       Mask mask;
       ScoreOptions options;
@@ -75,19 +85,28 @@ TEST(Score, LowerPrecisionGradientsFollowF64) {
       for (Tensor* t : {&wide.q, &wide.k, &wide.v}) *t = t->to(Dtype::f64);
       const Tensor dout =
           random_tensor({c.sizes.B, c.sizes.H, c.sizes.N, c.sizes.Dv}, "dout", dtype);
+      const ScoreInputs moved = on(device(), low);
+      const Mask moved_mask = mask.to(device());
       const ScoreGrads got =
-          softmax_backward(dout, softmax_forward(low, mask, options), low, mask, options);
+          softmax_backward(dout.to(device()), softmax_forward(moved, moved_mask, options), moved,
+                           moved_mask, options);
       const ScoreGrads want =
           softmax_backward(dout, softmax_forward(wide, mask, options), wide, mask, options);
       const double bound = dtype == Dtype::f32 ? 1e-5 : 2e-2;
       EXPECT_LT(relative_error(got.dq, want.dq), bound) << c.name << ' ' << dtype;
       EXPECT_LT(relative_error(got.dk, want.dk), bound) << c.name << ' ' << dtype;
       EXPECT_LT(relative_error(got.dv, want.dv), bound) << c.name << ' ' << dtype;
+      if (low.sink.defined()) {
+        EXPECT_LT(relative_error(got.dsink, want.dsink), bound) << c.name << ' ' << dtype;
+      }
+      if (low.bias.defined()) {
+        EXPECT_LT(relative_error(got.dbias, want.dbias), bound) << c.name << ' ' << dtype;
+      }
     }
   }
 }
 
-TEST(Score, TheNumberOfThreadsDoesNotChangeTheBits) {
+TEST(ScoreEngine, TheNumberOfThreadsDoesNotChangeTheBits) {
   // One thread packs and takes heads whole, three take heads whole, seven share them by tiles.
   const auto run = [](int threads, Dtype dtype) {
     const int before = num_threads();
@@ -110,15 +129,15 @@ TEST(Score, TheNumberOfThreadsDoesNotChangeTheBits) {
   }
 }
 
-TEST(Score, LargeLogitsDoNotOverflow) {
+TEST(ScoreEngine, LargeLogitsDoNotOverflow) {
   ScoreInputs in = inputs({1, 1, 1, 70, 70, 4, 4}, Dtype::f32);
   for (int64_t i = 0; i < in.q.numel(); ++i) in.q.data<float>()[i] *= 1e4f;
   for (float x : softmax_forward(in, Mask().causal(), {}).out.to_vector<float>())
     EXPECT_TRUE(std::isfinite(x));
 }
 
-TEST(Score, ANanReachesOnlyWhoSeesIt) {
-  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+TEST_P(Score, ANanReachesOnlyWhoSeesIt) {
+  for (const Dtype dtype : dtypes()) {
     for (const int64_t queries : {70, 3}) {
       for (const bool documents : {false, true}) {
         ScoreInputs clean = inputs({1, 1, 1, queries, 70, 4, 4}, dtype);
@@ -135,14 +154,17 @@ TEST(Score, ANanReachesOnlyWhoSeesIt) {
               *where == 'q' ? queries - 2 : 69;  // the key that only the last query sees
           const Tensor& t = *where == 'q' ? in.q : *where == 'k' ? in.k : in.v;
           t.slice(2, bad, bad + 1).fill_(std::nan(""));
-          const ScoreResult result = softmax_forward(in, mask, {});
+          const ScoreInputs moved = on(device(), in);
+          const Mask moved_mask = mask.to(device());
+          const ScoreResult result = softmax_forward(moved, moved_mask, {});
           const auto out = result.out.to_vector<double>();
           const int64_t broken = *where == 'q' ? bad : queries - 1;
           for (int64_t i = 0; i < queries; ++i)
             EXPECT_EQ(std::isnan(out[static_cast<size_t>(i * 4)]), i == broken)
                 << dtype << ' ' << where << ' ' << queries << " row " << i;
-          const ScoreGrads grads = softmax_backward(
-              random_tensor({1, 1, queries, 4}, "dout", dtype), result, in, mask, {});
+          const ScoreGrads grads =
+              softmax_backward(random_tensor({1, 1, queries, 4}, "dout", dtype).to(device()),
+                               result, moved, moved_mask, {});
           const auto dq = grads.dq.to_vector<double>(), dv = grads.dv.to_vector<double>();
           for (int64_t i = 0; i < queries; ++i)
             EXPECT_EQ(std::isnan(dq[static_cast<size_t>(i * 4)]), i == broken)
@@ -159,7 +181,7 @@ TEST(Score, ANanReachesOnlyWhoSeesIt) {
   }
 }
 
-TEST(Score, ExtraMemoryGrowsWithNNotWithNSquared) {
+TEST(ScoreEngine, ExtraMemoryGrowsWithNNotWithNSquared) {
   // On one thread: with more, how many heads' working memories are alive at once is a matter of
   // luck.
   const int before_threads = num_threads();
@@ -176,7 +198,7 @@ TEST(Score, ExtraMemoryGrowsWithNNotWithNSquared) {
   set_num_threads(before_threads);
 }
 
-TEST(Score, TileClassesAreNeverWrong) {
+TEST(ScoreEngine, TileClassesAreNeverWrong) {
   const int64_t n = 30;
   for (const Case& c : cases()) {
     if (c.sizes.N != 70 && c.sizes.N != 150 && c.sizes.N != 80) continue;
@@ -206,7 +228,7 @@ TEST(Score, TileClassesAreNeverWrong) {
   }
 }
 
-TEST(Score, ShapesThatDoNotFitAreNamed) {
+TEST(ScoreEngine, ShapesThatDoNotFitAreNamed) {
   const auto message = [](const ScoreInputs& in, const Mask& mask) -> std::string {
     try {
       softmax_forward(in, mask, {});
@@ -224,6 +246,8 @@ TEST(Score, ShapesThatDoNotFitAreNamed) {
   EXPECT_EQ(message(inputs({1, 2, 2, 6, 5, 4, 4}, Dtype::f32), Mask().causal()),
             "mask: causal attention needs N <= M, found N 6, M 5");
 }
+
+FOVEA_ON_DEVICES(Score);
 
 }  // namespace
 }  // namespace fovea::attention

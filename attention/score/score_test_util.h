@@ -163,6 +163,15 @@ inline Tensor reference(const ScoreInputs& in, const Mask& mask, const ScoreOpti
   return out;
 }
 
+// A case's tensors and mask on another device, with the dtypes that a GPU device holds.
+inline ScoreInputs on(Device device, const ScoreInputs& in) {
+  const auto move = [&](const Tensor& t) {
+    if (!t.defined() || device.is_cpu()) return t;
+    return (t.dtype() == Dtype::f64 ? t.to(Dtype::f32) : t).to(device);
+  };
+  return {move(in.q), move(in.k), move(in.v), move(in.alibi_slopes), move(in.sink), move(in.bias)};
+}
+
 struct Case {
   const char* name;
   Sizes sizes;

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The score engine's kernels: what they are told of one call, and their host entry points.
+//
+// Kernels take rows with a unit last stride. bf16 rows start on 16 bytes and hold a multiple of 8
+// values; f32 rows have any length. Rotary positions and padding are turn_rows', before and after.
+
+#include "attention/score/rule.h"
+#include "core/cuda/gpu.h"
+#include "core/dtype.h"
+#include "core/rng.h"
+
+namespace fovea::attention {
+
+inline constexpr int kLargestHeadDim = 256;
+
+// Rows of [B, H, N, D]: strides in elements.
+struct ScoreRows {
+  void* data = nullptr;
+  int64_t batch = 0, head = 0, row = 0;
+  Dtype dtype = Dtype::f32;
+};
+
+struct ScoreSizes {
+  int B, H, Hkv, N, M, D, Dv;
+  // Forward: rows of a tile are (head of the group, query), so that keys are read once for them
+  // all; keys are split over this many blocks.
+  bool packed = false;
+  int splits = 1;
+
+  float scale, softcap = 0.0f;
+  bool adjusts = false;  // scores are more than scale times products
+  bool causal = false;
+  int left = -1, right = -1, prefix = 0;
+  int block_heads = 1, block_rows = 0, block_columns = 0, query_block = 1, key_block = 1;
+  int64_t bias_batch = 0, bias_head = 0;  // strides, 0 where it is shared
+
+  RngKey rng;  // dropout
+  int64_t first_sample = 0;
+  uint32_t drop_threshold = 0;
+  float keep_factor = 1.0f;
+};
+
+struct ScoreCall : ScoreSizes {
+  const void* rule = nullptr;
+  const int32_t *query_documents = nullptr, *key_documents = nullptr;  // [B, N], [B, M]
+  const uint8_t* blocks = nullptr;                                     // [block_heads, rows, cols]
+  const float *slopes = nullptr, *sink = nullptr;                      // [H]
+  const float* bias = nullptr;                                         // [Bb, Hb, N, M]
+  ScoreRows q, k, v, out;
+  float* lse = nullptr;      // [B, H, N], in rule.h's words the row statistic
+  float* partial = nullptr;  // with splits: [splits, B H N, Dv + 2]: acc, m, l
+  // Rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): computed again, exactly.
+  uint8_t *suspect = nullptr, *suspect_keys = nullptr;
+  // Backward.
+  ScoreRows dout, dq, dk, dv;
+  float* delta = nullptr;  // [B, H, N]
+  float* dbias = nullptr;  // [B, H, N, M], zeros; dS of what is not hidden
+};
+
+// One copy of rows: out[b, h, n, :] = turned x[b, h, n, :], out's columns past D are 0.
+struct TurnedRows {
+  ScoreRows out, x;
+  int B, H, N, D, width;                           // width: of out
+  const float *cosine = nullptr, *sine = nullptr;  // [positions, D]; null: no turn
+  int first_position = 0;
+  bool interleaved = false;
+  float direction = 1.0f;
+};
+
+}  // namespace fovea::attention
+
+FOVEA_GPU_DECLARE(
+    void turn_rows(const attention::TurnedRows& rows, Stream stream);
+    // delta[b, h, i] = sum_d dout out
+    void score_delta(const attention::ScoreCall& call, Stream stream);
+    // dsink[h] = -sum_{b, i} exp(sink - lse) delta
+    void score_dsink(float* dsink, const attention::ScoreCall& call, Stream stream);
+    // out [Bb or 1, H or 1, N M] = sums of x [B, H, N M] over what is shared, in order.
+    void sum_shared(float* out, const float* x, int B, int H, bool share_batch, bool share_heads,
+                    int64_t n, Stream stream);)
+
+// Of one Rule, by dtype and the largest head dim. Backward is two kernels: keys' and queries'.
+#define FOVEA_SCORE_KERNELS_DECLARE(name)                                               \
+  FOVEA_GPU_DECLARE(                                                                    \
+      void name##_forward_f32(const attention::ScoreCall& call, Stream stream);         \
+      void name##_backward_f32(const attention::ScoreCall& call, Stream stream);        \
+      void name##_forward_bf16_small(const attention::ScoreCall& call, Stream stream);  \
+      void name##_forward_bf16_large(const attention::ScoreCall& call, Stream stream);  \
+      void name##_backward_bf16_small(const attention::ScoreCall& call, Stream stream); \
+      void name##_backward_bf16_large(const attention::ScoreCall& call, Stream stream);)
+// `rule`, a ScoreRule, with these kernels.
+#define FOVEA_SCORE_RULE_ON_DEVICES(name, rule)                                             \
+  ::fovea::attention::on_devices(                                                           \
+      rule,                                                                                 \
+      [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) {                  \
+        const ::fovea::Stream stream = ::fovea::stream_of(device);                          \
+        FOVEA_CHECK(c.q.dtype == ::fovea::Dtype::f32, "score: no kernels for ", c.q.dtype); \
+        FOVEA_GPU_CALL(device, name##_forward_f32, c, stream);                              \
+      },                                                                                    \
+      [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) {                  \
+        const ::fovea::Stream stream = ::fovea::stream_of(device);                          \
+        FOVEA_GPU_CALL(device, name##_backward_f32, c, stream);                             \
+      })
+
+namespace fovea::attention {
+
+inline ScoreRule on_devices(ScoreRule rule, void (*forward)(Device, const ScoreCall&),
+                            void (*backward)(Device, const ScoreCall&)) {
+  rule.device_forward = forward;
+  rule.device_backward = backward;
+  return rule;
+}
+
+}  // namespace fovea::attention

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// The score engine on GPU devices: from tensors to the kernels' argument (attention/score/cuda/).
+// Before and after the kernels stand copies only where positions turn, or where bf16 rows are not
+// in multiples of 16 bytes.
+#include <map>
+#include <mutex>
+
+#include "attention/score/cuda/kernels.h"
+#include "attention/score/engine.h"
+
+namespace fovea::attention {
+namespace {
+
+// Blocks that a split may fill: a card's worth, the same number on every device so that results
+// are too.
+constexpr int64_t kBlocks = 264;
+constexpr int64_t kSplitKeys = 256;  // the fewest keys of a split
+
+// [positions, D] each, on the device; made once and replaced by a longer one when positions grow.
+struct DeviceRotary {
+  int64_t positions = 0;
+  Tensor cosine, sine;
+};
+DeviceRotary rotary_on(Device device, Rope kind, double base, int64_t positions, int64_t dim) {
+  if (kind == Rope::none || positions == 0 || dim == 0) return {};
+  static std::mutex mutex;
+  static std::map<std::tuple<Device::Kind, int, Rope, double, int64_t>, DeviceRotary> tables;
+  const std::lock_guard lock(mutex);
+  DeviceRotary& table = tables[{device.kind, device.index, kind, base, dim}];
+  if (table.positions < positions) {
+    const auto host = rotary_table<float>(kind, base, positions, dim);
+    table = {host->positions, Tensor::from(host->cosine, {host->positions, dim}, device),
+             Tensor::from(host->sine, {host->positions, dim}, device)};
+  }
+  return table;
+}
+
+ScoreRows rows_of(const Tensor& t) {
+  return {t.raw(), t.stride(0), t.stride(1), t.stride(2), t.dtype()};
+}
+
+// What a device call needs beside its tensors.
+class DeviceCall {
+ public:
+  DeviceCall(const ScoreRule& rule, const Problem& p, const ScoreInputs& given, const Mask& mask,
+             const ScoreOptions& options)
+      : p_(p),
+        in_(given),
+        mask_(mask.parts()),
+        options_(options),
+        device_(given.q.device()),
+        rotary_(rotary_on(device_, options.rope, options.rope_base, p.M, p.D)) {
+    FOVEA_CHECK(rule.device_forward != nullptr, "score: this rule has no kernels for device ",
+                device_);
+    FOVEA_CHECK(std::max(p.D, p.Dv) <= kLargestHeadDim, "score: head dims are ", p.D, " and ", p.Dv,
+                "; device ", device_, " takes at most ", kLargestHeadDim);
+    check_small("batch x heads", p.B * p.H);
+    check_small("N x head dim", p.N * std::max(p.D, p.Dv));
+    check_small("M x head dim", p.M * std::max(p.D, p.Dv));
+    for (const Tensor* t : {&in_.k, &in_.v, &in_.alibi_slopes, &in_.sink, &in_.bias,
+                            &mask_.query_documents, &mask_.key_documents, &mask_.blocks}) {
+      FOVEA_CHECK(!t->defined() || t->device() == device_, "score: q is on ", device_,
+                  " but another operand on ", t->device());
+    }
+    q_ = turned(in_.q, p.M - p.N);
+    k_ = turned(in_.k, 0);
+    v_ = aligned(in_.v);
+    sizes();
+    c_.rule = rule.rule;
+    c_.query_documents = pointer<int32_t>(mask_.query_documents);
+    c_.key_documents = pointer<int32_t>(mask_.key_documents);
+    c_.blocks = pointer<uint8_t>(mask_.blocks);
+    c_.slopes = pointer<float>(in_.alibi_slopes);
+    c_.sink = pointer<float>(in_.sink);
+    c_.bias = pointer<float>(in_.bias);
+    c_.q = rows_of(q_);
+    c_.k = rows_of(k_);
+    c_.v = rows_of(v_);
+    suspect_ = Tensor::empty({p.B, p.H, p.N}, Dtype::u8, device_);
+    c_.suspect = pointer<uint8_t>(suspect_);
+  }
+
+  ScoreCall& call() { return c_; }
+  Device device() const { return device_; }
+
+  // bf16 rows as the kernels take them.
+  Tensor aligned(const Tensor& x) const {
+    const auto whole = [](int64_t n) { return n % 8 == 0; };
+    if (x.dtype() != Dtype::bf16 ||
+        (whole(x.dim(3)) && whole(x.stride(0)) && whole(x.stride(1)) && whole(x.stride(2)) &&
+         reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0))
+      return x;
+    return copied(x, Tensor(), Tensor(), 0);
+  }
+
+  // Gradients that wait for their turn back are f32.
+  bool turns() const { return rotary_.cosine.defined(); }
+  Tensor before_turn(const Tensor& gradient) const {
+    return turns() ? Tensor::empty(gradient.shape(), Dtype::f32, device_) : gradient;
+  }
+  void turn_back(const Tensor& to, const Tensor& from, int64_t position) const {
+    if (!turns()) return;
+    TurnedRows r = turn(to, from, position);
+    r.direction = -1.0f;
+    FOVEA_GPU_CALL(device_, turn_rows, r, stream_of(device_));
+  }
+
+  // A few rows are read with all heads of their group, and keys are split where blocks are few.
+  void split() {
+    c_.packed = p_.group() > 1 && p_.group() * p_.N <= 64;
+    const int64_t rows = c_.packed ? p_.group() * p_.N : p_.N,
+                  blocks = p_.B * (c_.packed ? p_.Hkv : p_.H) * ((rows + 63) / 64);
+    c_.splits = static_cast<int>(std::clamp<int64_t>(kBlocks / std::max<int64_t>(1, blocks), 1,
+                                                     std::max<int64_t>(1, p_.M / kSplitKeys)));
+    if (c_.splits == 1) return;
+    partial_ = Tensor::empty({c_.splits, p_.B * p_.H * p_.N, p_.Dv + 2}, Dtype::f32, device_);
+    c_.partial = partial_.data<float>();
+  }
+
+ private:
+  void check_small(const char* what, int64_t n) const {
+    FOVEA_CHECK(n < (int64_t{1} << 31), "score: ", what, " is ", n, "; device ", device_,
+                " takes less than 2^31");
+  }
+  template <typename T>
+  static T* pointer(const Tensor& t) {
+    return t.defined() ? t.data<T>() : nullptr;
+  }
+
+  TurnedRows turn(const Tensor& out, const Tensor& x, int64_t position) const {
+    TurnedRows r{rows_of(out),
+                 rows_of(x),
+                 static_cast<int>(x.dim(0)),
+                 static_cast<int>(x.dim(1)),
+                 static_cast<int>(x.dim(2)),
+                 static_cast<int>(x.dim(3)),
+                 static_cast<int>(out.dim(3))};
+    r.cosine = pointer<float>(rotary_.cosine);
+    r.sine = pointer<float>(rotary_.sine);
+    r.first_position = static_cast<int>(position);
+    r.interleaved = options_.rope == Rope::interleaved;
+    return r;
+  }
+  Tensor copied(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t position) const {
+    const int64_t width = x.dtype() == Dtype::bf16 ? (x.dim(3) + 7) / 8 * 8 : x.dim(3);
+    const Tensor out = Tensor::empty({x.dim(0), x.dim(1), x.dim(2), width}, x.dtype(), device_);
+    TurnedRows r = turn(out, x, position);
+    r.cosine = pointer<float>(cosine);
+    r.sine = pointer<float>(sine);
+    FOVEA_GPU_CALL(device_, turn_rows, r, stream_of(device_));
+    return out;
+  }
+  Tensor turned(const Tensor& x, int64_t position) const {
+    return turns() ? copied(x, rotary_.cosine, rotary_.sine, position) : aligned(x);
+  }
+
+  void sizes() {
+    c_.B = static_cast<int>(p_.B);
+    c_.H = static_cast<int>(p_.H);
+    c_.Hkv = static_cast<int>(p_.Hkv);
+    c_.N = static_cast<int>(p_.N);
+    c_.M = static_cast<int>(p_.M);
+    c_.D = static_cast<int>(p_.D);
+    c_.Dv = static_cast<int>(p_.Dv);
+    c_.scale = static_cast<float>(p_.scale);
+    c_.softcap = static_cast<float>(options_.softcap);
+    c_.adjusts = options_.softcap > 0.0 || in_.alibi_slopes.defined() || in_.bias.defined() ||
+                 p_.scale < 0.0;
+    const auto bounded = [&](int64_t n) { return static_cast<int>(std::min(n, p_.N + p_.M)); };
+    c_.causal = mask_.causal;
+    c_.left = bounded(mask_.left);
+    c_.right = bounded(mask_.right);
+    c_.prefix = static_cast<int>(mask_.prefix);
+    if (mask_.blocks.defined()) {
+      c_.block_heads = static_cast<int>(mask_.blocks.dim(0));
+      c_.block_rows = static_cast<int>(mask_.blocks.dim(1));
+      c_.block_columns = static_cast<int>(mask_.blocks.dim(2));
+      c_.query_block = bounded(mask_.query_block);
+      c_.key_block = bounded(mask_.key_block);
+    }
+    if (in_.bias.defined()) {
+      c_.bias_batch = in_.bias.dim(0) == 1 ? 0 : in_.bias.dim(1) * p_.N * p_.M;
+      c_.bias_head = in_.bias.dim(1) == 1 ? 0 : p_.N * p_.M;
+    }
+    c_.rng = options_.rng;
+    c_.first_sample = options_.first_sample;
+    c_.drop_threshold = dropout_threshold(options_.dropout);
+    c_.keep_factor = static_cast<float>(1.0 / (1.0 - options_.dropout));
+  }
+
+  const Problem p_;
+  const ScoreInputs in_;
+  const Mask::Parts mask_;
+  const ScoreOptions options_;
+  const Device device_;
+  const DeviceRotary rotary_;
+  Tensor q_, k_, v_, suspect_, partial_;
+  ScoreCall c_{};
+};
+
+}  // namespace
+
+void device_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
+                    const Mask& mask, const ScoreOptions& options, const ScoreResult& result) {
+  if (result.lse.numel() == 0) return;
+  DeviceCall device_call(rule, p, in, mask, options);
+  ScoreCall& call = device_call.call();
+  device_call.split();
+  call.out = rows_of(result.out);
+  call.lse = result.lse.data<float>();
+  rule.device_forward(device_call.device(), call);
+}
+
+ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor& dout_given,
+                           const ScoreResult& result, const ScoreInputs& in, const Mask& mask,
+                           const ScoreOptions& options, ScoreGrads grads) {
+  const Device device = in.q.device();
+  if (in.sink.defined()) grads.dsink = Tensor::zeros({p.H}, Dtype::f32, device);
+  if (in.bias.defined()) grads.dbias = Tensor::zeros(in.bias.shape(), Dtype::f32, device);
+  if (result.lse.numel() == 0) {
+    grads.dk.zero_();
+    grads.dv.zero_();
+    return grads;
+  }
+  FOVEA_CHECK(dout_given.device() == device && result.out.device() == device, "score: q is on ",
+              device, " but dout on ", dout_given.device(), " and out on ", result.out.device());
+  DeviceCall device_call(rule, p, in, mask, options);
+  ScoreCall& call = device_call.call();
+  const Tensor dout = device_call.aligned(dout_given),
+               delta = Tensor::empty({p.B, p.H, p.N}, Dtype::f32, device),
+               suspect = Tensor::empty({p.B, p.Hkv, p.M}, Dtype::u8, device),
+               dq = device_call.before_turn(grads.dq), dk = device_call.before_turn(grads.dk);
+  const bool share_batch = in.bias.defined() && in.bias.dim(0) == 1 && p.B > 1,
+             share_heads = in.bias.defined() && in.bias.dim(1) == 1 && p.H > 1;
+  Tensor ds = grads.dbias;
+  if (share_batch || share_heads) ds = Tensor::zeros({p.B, p.H, p.N, p.M}, Dtype::f32, device);
+  call.out = rows_of(result.out);
+  call.dout = rows_of(dout);
+  call.lse = result.lse.data<float>();
+  call.delta = delta.data<float>();
+  call.suspect_keys = suspect.data<uint8_t>();
+  call.dq = rows_of(dq);
+  call.dk = rows_of(dk);
+  call.dv = rows_of(grads.dv);
+  call.dbias = ds.defined() ? ds.data<float>() : nullptr;
+  const Stream stream = stream_of(device);
+  FOVEA_GPU_CALL(device, score_delta, call, stream);
+  rule.device_backward(device, call);
+  device_call.turn_back(grads.dq, dq, p.M - p.N);
+  device_call.turn_back(grads.dk, dk, 0);
+  if (in.sink.defined())
+    FOVEA_GPU_CALL(device, score_dsink, grads.dsink.data<float>(), call, stream);
+  if (share_batch || share_heads)
+    FOVEA_GPU_CALL(device, sum_shared, grads.dbias.data<float>(), ds.data<float>(), call.B, call.H,
+                   share_batch, share_heads, p.N * p.M, stream);
+  return grads;
+}
+
+}  // namespace fovea::attention
