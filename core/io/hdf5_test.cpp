@@ -249,7 +249,7 @@ TEST_F(ForeignHdf5, DamageThatTheLibraryDoesNotSurviveIsAnErrorHere) {
   };
   EXPECT_EQ(use()[599], 599 * 599);
   int refused = 0, crashed = 0, tried = 0;
-  for (size_t at = 8; at < whole.size(); at += 17) {
+  for (size_t at = 8; at < whole.size(); at += 41) {
     std::string damaged = whole;
     damaged[at] = static_cast<char>(tried % 3 == 0 ? ~damaged[at] : tried % 3 == 1 ? 0x7f : 0xfe);
     replace_file(path, damaged);
@@ -263,8 +263,8 @@ TEST_F(ForeignHdf5, DamageThatTheLibraryDoesNotSurviveIsAnErrorHere) {
       crashed += line.find("crashes on it") != std::string::npos ? 1 : 0;
     }
   }
-  EXPECT_GT(tried, 300);
-  EXPECT_GT(refused, 20);
+  EXPECT_GT(tried, 100);
+  EXPECT_GT(refused, 5);
   RecordProperty("crashed", crashed);
 }
 
