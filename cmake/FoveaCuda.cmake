@@ -67,8 +67,8 @@ function(fovea_kernels folder target)
   if(FOVEA_WITH_NVCC AND kernels)
     add_library(${target}_kernels OBJECT ${kernels})
     target_include_directories(${target}_kernels PRIVATE ${CMAKE_SOURCE_DIR})
-    # Relaxed constexpr: std::bit_cast and friends in device code. Registers and spills go to the log (scripts/nvcc_report).
-    target_compile_options(${target}_kernels PRIVATE --expt-relaxed-constexpr -std=c++20 -Xptxas=-v -Xcompiler=-Wall,-Wextra
+    # Relaxed constexpr: std::bit_cast and friends in device code. Registers and spills: scripts/nvcc_report.
+    target_compile_options(${target}_kernels PRIVATE --expt-relaxed-constexpr -std=c++20 -Xcompiler=-Wall,-Wextra
                            $<$<BOOL:${FOVEA_WERROR}>:-Werror=all-warnings>)
     target_link_libraries(${target} PRIVATE ${target}_kernels)
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_kernels>)

@@ -8,6 +8,7 @@
 #include <iostream>
 
 #include "core/cpu/isa.h"
+#include "core/cuda/device.h"
 #include "core/parallel.h"
 #include "train/bench/roof.h"
 #include "train/cli/cli.h"
@@ -33,6 +34,20 @@ void package(const std::string& path, const std::string& what, const std::string
             << '\n';
 }
 
+std::string device_line(Device device) {
+  if (device.is_cpu()) return "cpu";
+  try {
+    const DeviceInfo info = FOVEA_GPU_CALL(device, device_info, device.index);
+    std::string line = concat(device, ": ", info.name);
+    if (info.architecture > 0)
+      line += concat(", sm_", info.architecture, ", ", info.processors, " processors, ",
+                     short_bytes(info.memory_bytes), ", ", short_bytes(info.free_bytes), " free");
+    return line;
+  } catch (const Error& error) {
+    return concat(device, ": not usable: ", error.what());
+  }
+}
+
 void doctor() {
   std::cout << "fovea " FOVEA_VERSION "\n\nprocessor\n  " << cpu_name()
             << "\n  kernels: " << name(cpu_isa()) << ", " << num_threads()
@@ -54,7 +69,8 @@ void doctor() {
           "bible-kjv bible-kjv-text");
   package("/usr/share/datasets/fashion-mnist", "Fashion-MNIST (fovea data prepare fashion-mnist)",
           "dataset-fashion-mnist");
-  std::cout << "\ndevices\n  cpu\n";
+  std::cout << "\ndevices\n";
+  for (const Device device : devices_of_build()) std::cout << "  " << device_line(device) << '\n';
 }
 
 }  // namespace
