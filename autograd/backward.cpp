@@ -32,6 +32,8 @@ void Variable::set_grad(Tensor grad) const {
   if (grad.defined()) {
     FOVEA_CHECK(grad.shape() == shape() && grad.dtype() == dtype(), "set_grad: gradient is ",
                 grad.dtype(), ' ', grad.shape(), " but the variable is ", dtype(), ' ', shape());
+    FOVEA_CHECK(grad.device() == value().device(), "set_grad: gradient ", shape(), " is on ",
+                grad.device(), " but the variable on ", value().device());
   }
   state_->grad = std::move(grad);
 }
@@ -128,6 +130,8 @@ void GraphAccess::run_backward(const std::vector<Variable>& roots, std::vector<T
     if (!seeds[i].defined() || !roots[i].requires_grad()) continue;
     FOVEA_CHECK(seeds[i].shape() == roots[i].shape(), "backward: seed is ", seeds[i].shape(),
                 " but the variable is ", roots[i].shape());
+    FOVEA_CHECK(seeds[i].device() == roots[i].value().device(), "backward: seed ", seeds[i].shape(),
+                " is on ", seeds[i].device(), " but the variable on ", roots[i].value().device());
     Tensor seed = seeds[i].to(roots[i].dtype());
     if (roots[i].is_leaf())
       accumulate(roots[i].state_->grad, std::move(seed));
@@ -152,6 +156,9 @@ void GraphAccess::run_backward(const std::vector<Variable>& roots, std::vector<T
       const detail::VariableState& input = *inputs[i];
       FOVEA_CHECK(gradients[i].shape() == input.value.shape(), fn.name(), ": gradient ", i, " is ",
                   gradients[i].shape(), " but the input is ", input.value.shape());
+      FOVEA_CHECK(gradients[i].device() == input.value.device(), fn.name(), ": gradient ", i, ' ',
+                  gradients[i].shape(), " is on ", gradients[i].device(), " but the input on ",
+                  input.value.device());
       Tensor gradient = std::exchange(gradients[i], Tensor()).to(input.value.dtype());
       if (input.producer) {
         deliver(input, std::move(gradient));

@@ -12,10 +12,11 @@ namespace fovea {
 void gradcheck(const std::function<Variables(const Variables&)>& f, const Variables& inputs,
                const GradcheckOptions& options) {
   for (const Variable& x : inputs) {
-    FOVEA_CHECK(
-        x.dtype() == Dtype::f64 && x.is_leaf() && x.requires_grad() && x.value().is_contiguous(),
-        "gradcheck: inputs must be contiguous f64 leaves that require a gradient, found ",
-        x.dtype(), ' ', x.shape());
+    FOVEA_CHECK(x.dtype() == Dtype::f64 && x.is_leaf() && x.requires_grad() &&
+                    x.value().is_contiguous() && x.value().device().is_cpu(),
+                "gradcheck: inputs must be contiguous f64 leaves on the cpu that require a "
+                "gradient, found ",
+                x.dtype(), ' ', x.shape(), " on ", x.value().device());
     x.zero_grad();
   }
   const Variables outputs = f(inputs);

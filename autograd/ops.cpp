@@ -178,6 +178,9 @@ class ConcatFn final : public Function {
       FOVEA_CHECK(part.rank() == shape.rank() && part.dtype() == parts[0].dtype(),
                   "concat: part is ", part.dtype(), ' ', part.shape(), " but the first is ",
                   parts[0].dtype(), ' ', parts[0].shape());
+      FOVEA_CHECK(part.device() == parts[0].device(), "concat: part ", part.shape(), " is on ",
+                  part.device(), " but the first on ", parts[0].device(),
+                  "; move one with Tensor::to");
       expected[axis_] = part.dim(axis_);
       FOVEA_CHECK(part.shape() == expected, "concat: part is ", part.shape(), " but the first is ",
                   parts[0].shape(), "; only axis ", axis_, " may differ");

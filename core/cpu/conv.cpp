@@ -8,8 +8,13 @@
 
 #include "core/cpu/isa.h"
 #include "core/cpu/onednn_engine.h"
+#include "core/ops/conv_pass.h"
+#include "core/ops/elementwise.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#if defined(FOVEA_CUDA)
+#include "core/card/cudnn.h"
+#endif
 
 namespace fovea {
 
@@ -40,7 +45,7 @@ namespace {
 
 using dnnl::memory;
 
-enum class Pass : int64_t { forward, input_gradient, weight_gradient };
+using Pass = ConvPass;
 
 // ---- oneDNN: each primitive with the layouts it likes best, made once for a problem -------------
 
@@ -218,10 +223,14 @@ Dtype compute_dtype(Dtype dtype) {
   return dtype == Dtype::bf16 && cpu_isa() != Isa::avx512_bf16 ? Dtype::f32 : dtype;
 }
 
-void check_dtypes(const Tensor& a, const Tensor& b) {
+void check_operands(const Tensor& a, const Tensor& b) {
   FOVEA_CHECK(a.dtype() == b.dtype() && is_floating(a.dtype()),
               "conv: expected two tensors of one floating dtype, found ", a.dtype(), " and ",
               b.dtype());
+  FOVEA_CHECK(a.device() == b.device(), "conv: ", a.shape(), " is on ", a.device(), " and ",
+              b.shape(), " on ", b.device(), "; move one with Tensor::to");
+  FOVEA_CHECK(a.device().is_cpu() || a.dtype() != Dtype::f64,
+              "conv: f64 is for the cpu; found it on ", a.device());
 }
 
 void check_result(const Tensor& dy, const Shape& expected) {
@@ -229,13 +238,38 @@ void check_result(const Tensor& dy, const Shape& expected) {
               dy.shape());
 }
 
+// ---- GPU devices: a card has cuDNN, the interpreted device what the cpu computes ----------------
+
+bool is_interpreted(const Tensor& t) { return t.device().kind == Device::Kind::interpreted; }
+
+void on_card(Pass pass, const Tensor& x, const Tensor& w, const Tensor& y,
+             [[maybe_unused]] const ConvGeometry& g) {
+  if (x.numel() == 0 || w.numel() == 0 || y.numel() == 0)
+    return (pass == Pass::forward ? y : pass == Pass::input_gradient ? x : w).zero_();
+#if defined(FOVEA_CUDA)
+  cudnn::convolve(pass, x, w, y, g);
+#else
+  detail::fail("conv: device ", x.device(), " is not in this build");
+#endif
+}
+
 }  // namespace
 
 Tensor conv(const Tensor& x_in, const Tensor& w_in, const Tensor& bias, const ConvGeometry& g) {
-  check_dtypes(x_in, w_in);
+  check_operands(x_in, w_in);
   const Shape shape = conv_shape(x_in.shape(), w_in.shape(), g);
   FOVEA_CHECK(!bias.defined() || bias.shape() == Shape{shape[1]}, "conv: bias is ", bias.shape(),
               " but there are ", shape[1], " output channels");
+  FOVEA_CHECK(!bias.defined() || bias.device() == x_in.device(), "conv: bias is on ", bias.device(),
+              " and x on ", x_in.device(), "; move one with Tensor::to");
+  if (const Device device = x_in.device(); is_interpreted(x_in)) {
+    return conv(x_in.to(kCpu), w_in.to(kCpu), bias.to(kCpu), g).to(device);
+  } else if (!device.is_cpu()) {
+    const Tensor result = Tensor::empty(shape, x_in.dtype(), device);
+    on_card(Pass::forward, x_in.contiguous(), w_in.contiguous(), result, g);
+    if (bias.defined()) axpy_(result, 1.0, bias.reshape({shape[1], 1, 1}));
+    return result;
+  }
   const Dtype dtype = compute_dtype(x_in.dtype());
   const Tensor x = x_in.to(dtype).contiguous(), w = w_in.to(dtype).contiguous(),
                y = Tensor::empty(shape, dtype);
@@ -258,8 +292,15 @@ Tensor conv(const Tensor& x_in, const Tensor& w_in, const Tensor& bias, const Co
 
 Tensor conv_input_gradient(const Tensor& dy_in, const Tensor& w_in, const Shape& x_shape,
                            const ConvGeometry& g) {
-  check_dtypes(dy_in, w_in);
+  check_operands(dy_in, w_in);
   check_result(dy_in, conv_shape(x_shape, w_in.shape(), g));
+  if (const Device device = dy_in.device(); is_interpreted(dy_in)) {
+    return conv_input_gradient(dy_in.to(kCpu), w_in.to(kCpu), x_shape, g).to(device);
+  } else if (!device.is_cpu()) {
+    const Tensor result = Tensor::empty(x_shape, dy_in.dtype(), device);
+    on_card(Pass::input_gradient, result, w_in.contiguous(), dy_in.contiguous(), g);
+    return result;
+  }
   const Dtype dtype = compute_dtype(dy_in.dtype());
   const Tensor dy = dy_in.to(dtype).contiguous(), w = w_in.to(dtype).contiguous(),
                dx = Tensor::zeros(x_shape, dtype);
@@ -276,8 +317,15 @@ Tensor conv_input_gradient(const Tensor& dy_in, const Tensor& w_in, const Shape&
 
 Tensor conv_weight_gradient(const Tensor& dy_in, const Tensor& x_in, const Shape& w_shape,
                             const ConvGeometry& g) {
-  check_dtypes(dy_in, x_in);
+  check_operands(dy_in, x_in);
   check_result(dy_in, conv_shape(x_in.shape(), w_shape, g));
+  if (const Device device = dy_in.device(); is_interpreted(dy_in)) {
+    return conv_weight_gradient(dy_in.to(kCpu), x_in.to(kCpu), w_shape, g).to(device);
+  } else if (!device.is_cpu()) {
+    const Tensor result = Tensor::empty(w_shape, dy_in.dtype(), device);
+    on_card(Pass::weight_gradient, x_in.contiguous(), result, dy_in.contiguous(), g);
+    return result.to(Dtype::f32);
+  }
   const Dtype dtype = compute_dtype(dy_in.dtype());
   const Tensor dy = dy_in.to(dtype).contiguous(), x = x_in.to(dtype).contiguous();
   const Tensor dw = Tensor::zeros(w_shape, dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32);
