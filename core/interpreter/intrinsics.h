@@ -95,6 +95,14 @@ inline bool all(bool predicate, unsigned mask = kAllLanes, Where where = Where::
   return ballot(!predicate, mask, where) == 0;
 }
 namespace detail {
+// Integers wrap around.
+template <typename T>
+T sum(T a, T b) {
+  if constexpr (std::is_integral_v<T>)
+    return static_cast<T>(std::make_unsigned_t<T>(a) + std::make_unsigned_t<T>(b));
+  else
+    return a + b;
+}
 template <typename T, typename F>
 T reduce(const char* what, T value, unsigned mask, F f, const Where& where) {
   warp_operation(
@@ -119,7 +127,7 @@ template <typename T>
 T reduce_add(T value, unsigned mask = kAllLanes, Where where = Where::current()) {
   static_assert(std::is_integral_v<T> && sizeof(T) == 4);
   return detail::reduce(
-      "reduce_add", value, mask, [](T a, T b) { return T(a + b); }, where);
+      "reduce_add", value, mask, [](T a, T b) { return detail::sum(a, b); }, where);
 }
 template <typename T>
 T reduce_max(T value, unsigned mask = kAllLanes, Where where = Where::current()) {
@@ -174,7 +182,7 @@ T atomic_exchange(const Global<T>& to, std::type_identity_t<T> value,
 template <typename T>
 T atomic_add(const Shared<T>& to, std::type_identity_t<T> value, Where where = Where::current()) {
   return detail::change(
-      to, [value](T before) { return T(before + value); }, where);
+      to, [value](T before) { return detail::sum(before, value); }, where);
 }
 template <typename T>
 T atomic_max(const Shared<T>& to, std::type_identity_t<T> value, Where where = Where::current()) {
