@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/device.h"
 #include "core/dtype.h"
 
 namespace fovea::train {
@@ -20,20 +21,22 @@ struct BenchRow {
   int64_t peak_bytes = 0;  // allocated during the call, inputs not counted
 };
 
-// Each measures for about `seconds` a row.
-std::vector<BenchRow> bench_gemm(double seconds);
+// Each measures for about `seconds` a row. The interpreted device shows that it runs, on sizes of
+// its own; its speed means nothing.
+std::vector<BenchRow> bench_gemm(double seconds, Device device);
 // AdamW, LayerNorm forward and backward, cross-entropy forward and backward, in GB/s of the bytes
 // that must move.
-std::vector<BenchRow> bench_memory(double seconds);
+std::vector<BenchRow> bench_memory(double seconds, Device device);
 // shapes "BxHxNxD"; counts 4 B H N N D FLOPs a forward (half when causal) and 2.5 times that a
 // backward; the limit is f32 multiply-adds (bf16 products can pass 100 %).
 std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dtype dtype,
-                                      bool causal, double seconds);
+                                      bool causal, double seconds, Device device);
 
 struct StepBench {
   int64_t layers = 6, heads = 6, dim = 384, context = 256, vocab = 256, batch = 8;
 };
 // Forward, backward, clip and AdamW of a GPT on random tokens, in tokens/s.
-std::vector<BenchRow> bench_step(const StepBench& sizes, Dtype dtype, double seconds);
+std::vector<BenchRow> bench_step(const StepBench& sizes, Dtype dtype, double seconds,
+                                 Device device);
 
 }  // namespace fovea::train

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <chrono>
 
+#include "core/cuda/device.h"
 #include "core/ops/matmul.h"
 #include "core/parallel.h"
+#include "core/rng.h"
 #include "train/bench/kernels.h"
 
 namespace fovea::train {
@@ -20,14 +22,29 @@ double seconds_of(F&& f) {
 
 }  // namespace
 
-RoofSample product_roof(Dtype dtype) {
-  constexpr int64_t n = 1024;
-  const Tensor a = Tensor::full({n, n}, 0.5).to(dtype), b = Tensor::full({n, n}, 0.25).to(dtype),
-               c = Tensor::empty({n, n}, dtype);
-  return [=] { return 2.0 * n * n * n / seconds_of([&] { matmul_into(c, a, b, false); }); };
+void wait_for(Device device) {
+  if (!device.is_cpu()) FOVEA_GPU_CALL(device, synchronize, stream_of(device));
 }
 
-RoofSample fma_roof() {
+RoofSample product_roof(Dtype dtype, Device device) {
+  const int64_t n = device.is_cpu() ? 1024 : device.kind == Device::Kind::cuda ? 8192 : 64;
+  const auto random = [&](const char* name) {
+    const Tensor t = Tensor::empty({n, n});
+    fill_normal(t, RngKey(1, "roof", name));
+    return t.to(dtype).to(device);
+  };
+  const Tensor a = random("a"), b = random("b"), c = Tensor::empty({n, n}, dtype, device);
+  return [=] {
+    wait_for(device);
+    return 2.0 * static_cast<double>(n * n * n) / seconds_of([&] {
+             matmul_into(c, a, b, false);
+             wait_for(device);
+           });
+  };
+}
+
+RoofSample fma_roof(Device device) {
+  if (!device.is_cpu()) return product_roof(Dtype::f32, device);
   constexpr int64_t kRounds = 2'000'000;
   const int64_t threads = num_threads();
   const Tensor sink = Tensor::zeros({threads});
@@ -43,7 +60,19 @@ RoofSample fma_roof() {
   };
 }
 
-RoofSample triad_roof() {
+RoofSample memory_roof(Device device) {
+  if (!device.is_cpu()) {
+    const int64_t values = device.kind == Device::Kind::cuda ? int64_t{256} << 20 : 1 << 16;
+    const Tensor from = Tensor::full({values}, 0.5, Dtype::f32, device),
+                 to = Tensor::empty_like(from);
+    return [=] {
+      wait_for(device);
+      return 8.0 * static_cast<double>(values) / seconds_of([&] {
+               to.copy_(from);
+               wait_for(device);
+             });
+    };
+  }
   constexpr int64_t n = int64_t{24} << 20;  // 96 MiB each
   const Tensor a = Tensor::zeros({n}), b = Tensor::full({n}, 1.0), c = Tensor::full({n}, 2.0);
   return [=] {

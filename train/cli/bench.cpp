@@ -44,14 +44,14 @@ void add_bench(CLI::App& program, int&) {
   static std::string json;
   static double seconds = 1.5;
   static std::vector<std::string> shapes;
-  static std::string dtype = "f32";
+  static std::string dtype = "f32", device = "cpu";
   static bool causal = true;
   static StepBench step;
   CLI::App* gemm = bench->add_subcommand("gemm", "matrix products");
-  gemm->callback([] { print(bench_gemm(seconds), json); });
+  gemm->callback([] { print(bench_gemm(seconds, parse_device(device)), json); });
   CLI::App* memory = bench->add_subcommand(
       "memory", "AdamW, LayerNorm, cross-entropy against the memory bandwidth");
-  memory->callback([] { print(bench_memory(seconds), json); });
+  memory->callback([] { print(bench_memory(seconds, parse_device(device)), json); });
   CLI::App* attention =
       bench->add_subcommand("attention", "softmax attention forward and forward + backward");
   attention->add_option("--shapes", shapes, "B x H x N x D, as in 1x4x4096x64")->delimiter(',');
@@ -59,7 +59,7 @@ void add_bench(CLI::App& program, int&) {
   attention->callback([] {
     print(bench_attention(
               shapes.empty() ? std::vector<std::string>{"1x4x4096x64", "8x6x256x64"} : shapes,
-              parse_dtype(dtype), causal, seconds),
+              parse_dtype(dtype), causal, seconds, parse_device(device)),
           json);
   });
   CLI::App* whole = bench->add_subcommand("step", "a whole training step of a GPT");
@@ -70,11 +70,13 @@ void add_bench(CLI::App& program, int&) {
   whole->add_option("--context", step.context, "tokens of a sequence")->capture_default_str();
   whole->add_option("--vocab", step.vocab, "tokens of the vocabulary")->capture_default_str();
   whole->add_option("--batch", step.batch, "sequences of a step")->capture_default_str();
-  whole->callback([] { print(bench_step(step, parse_dtype(dtype), seconds), json); });
+  whole->callback(
+      [] { print(bench_step(step, parse_dtype(dtype), seconds, parse_device(device)), json); });
   for (CLI::Option* size :
        whole->get_options([](const CLI::Option* o) { return o->get_name() != "--help"; }))
     size->check(whole_number(1, 1 << 24));
   for (CLI::App* verb : {gemm, memory, attention, whole}) {
+    verb->add_option("--device", device, "where it runs")->capture_default_str();
     verb->add_option("--json", json, "also write the rows to this file");
     verb->add_option("--seconds", seconds, "of measurement, per row")
         ->capture_default_str()

@@ -55,7 +55,7 @@ void doctor() {
             << "\n  matrix products: " << measured(product_roof(Dtype::f32)) * 1e-9
             << " GFLOP/s f32, " << measured(product_roof(Dtype::bf16)) * 1e-9
             << " GFLOP/s bf16\n  multiply-adds: " << measured(fma_roof()) * 1e-9
-            << " GFLOP/s f32\n  memory bandwidth (triad): " << measured(triad_roof()) * 1e-9
+            << " GFLOP/s f32\n  memory bandwidth (triad): " << measured(memory_roof()) * 1e-9
             << " GB/s\n";
   const dnnl::version_t* dnn = dnnl::version();
   unsigned major = 0, minor = 0, release = 0;
