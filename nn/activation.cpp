@@ -8,6 +8,8 @@
 #include "autograd/function.h"
 #include "core/parallel.h"
 #include "nn/cpu/kernels.h"
+#include "nn/cuda/elementwise.h"
+#include "nn/operands.h"
 
 namespace fovea::nn {
 namespace {
@@ -58,8 +60,14 @@ class ActivationFn final : public Function {
 
   Tensor forward(const Tensor& input) {
     const Tensor x = input.contiguous();
+    check_operands(name(), x);
     save(x);
     const Tensor y = Tensor::empty_like(x);
+    if (const Device device = x.device(); !device.is_cpu()) {
+      FOVEA_GPU_CALL(device, activation_forward, y.raw(), x.raw(), x.dtype(), x.numel(),
+                     kernel_of(kind_), stream_of(device));
+      return y;
+    }
     const int64_t size = size_of(x.dtype());
     parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
       if (x.dtype() == Dtype::f64) {
@@ -75,6 +83,11 @@ class ActivationFn final : public Function {
   Tensors backward(const Tensors& dout) override {
     const auto [x] = saved<1>();
     const Tensor dy = dout[0].to(x.dtype()).contiguous(), dx = Tensor::empty_like(x);
+    if (const Device device = x.device(); !device.is_cpu()) {
+      FOVEA_GPU_CALL(device, activation_backward, dx.raw(), dy.raw(), x.raw(), x.dtype(), x.numel(),
+                     kernel_of(kind_), stream_of(device));
+      return {dx};
+    }
     const int64_t size = size_of(x.dtype());
     parallel_for(0, x.numel(), kGrain, [&, x = x](int64_t begin, int64_t end) {
       if (x.dtype() == Dtype::f64) {
@@ -102,11 +115,17 @@ class SwigluFn final : public Function {
     const Tensor x = input.contiguous();
     FOVEA_CHECK(x.rank() >= 1 && x.dim(-1) % 2 == 0, "swiglu: the last axis of ", x.shape(),
                 " must be even");
+    check_operands(name(), x);
     save(x);
     Shape shape = x.shape();
     shape[-1] /= 2;
-    const Tensor y = Tensor::empty(shape, x.dtype());
+    const Tensor y = Tensor::empty(shape, x.dtype(), x.device());
     const int64_t f = shape[-1], rows = f > 0 ? y.numel() / f : 0, size = size_of(x.dtype());
+    if (const Device device = x.device(); !device.is_cpu()) {
+      FOVEA_GPU_CALL(device, swiglu_forward, y.raw(), x.raw(), x.dtype(), rows, f,
+                     stream_of(device));
+      return y;
+    }
     parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, f)),
                  [&](int64_t begin, int64_t end) {
                    for (int64_t r = begin; r < end; ++r) {
@@ -127,6 +146,11 @@ class SwigluFn final : public Function {
     const auto [x] = saved<1>();
     const Tensor dy = dout[0].to(x.dtype()).contiguous(), dx = Tensor::empty_like(x);
     const int64_t f = dy.dim(-1), rows = f > 0 ? dy.numel() / f : 0, size = size_of(x.dtype());
+    if (const Device device = x.device(); !device.is_cpu()) {
+      FOVEA_GPU_CALL(device, swiglu_backward, dx.raw(), dy.raw(), x.raw(), x.dtype(), rows, f,
+                     stream_of(device));
+      return {dx};
+    }
     parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, f)),
                  [&, x = x](int64_t begin, int64_t end) {
                    for (int64_t r = begin; r < end; ++r) {

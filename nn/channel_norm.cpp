@@ -6,6 +6,8 @@
 #include "autograd/function.h"
 #include "core/parallel.h"
 #include "nn/cpu/kernels.h"
+#include "nn/cuda/channel_norm.h"
+#include "nn/operands.h"
 
 namespace fovea::nn {
 namespace {
@@ -83,19 +85,18 @@ class ChannelNormFn final : public Function {
   // groups 0: over the batch
   ChannelNormFn(int64_t groups, double eps) : groups_(groups), eps_(eps) {}
   ChannelNormFn(const Tensor& mean, const Tensor& variance, double eps)
-      : groups_(0),
-        eps_(eps),
-        fixed_(true),
-        mean_(mean.to(Dtype::f64)),
-        variance_(variance.to(Dtype::f64)) {}
+      : groups_(0), eps_(eps), fixed_(true), mean_(mean), variance_(variance) {}
   const char* name() const override { return groups_ > 0 ? "group_norm" : "batch_norm"; }
-  const Tensor& mean() const { return mean_; }  // [sets], f64
+  const Tensor& mean() const { return mean_; }  // [sets], f64 (GPU devices: f32)
   const Tensor& variance() const { return variance_; }
   int64_t set_size() const { return set_size_; }
 
   Tensor forward(const Tensor& x_in, const Tensor& gamma, const Tensor& beta) {
     FOVEA_CHECK(x_in.rank() >= 2 && x_in.numel() > 0, name(),
                 ": expected x [B, C, ...] with at least one value, found ", x_in.shape());
+    check_operands(
+        name(), x_in,
+        {{"weight", gamma}, {"bias", beta}, {"the mean", mean_}, {"the variance", variance_}});
     batch_ = x_in.dim(0);
     channels_ = x_in.dim(1);
     const Dtype master = x_in.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
@@ -113,7 +114,13 @@ class ChannelNormFn final : public Function {
     const Rows x{x_in.contiguous(), x_in.numel() / (batch_ * channels_)};
     sets_ = groups_ > 0 ? batch_ * groups_ : channels_;
     set_size_ = x_in.numel() / sets_;
-    if (!fixed_) measure(x);
+    if (!x_in.device().is_cpu()) return forward_gpu(x.values, gamma, beta);
+    if (fixed_) {
+      mean_ = mean_.to(Dtype::f64);
+      variance_ = variance_.to(Dtype::f64);
+    } else {
+      measure(x);
+    }
     const Tensor rstd = Tensor::empty({sets_}, Dtype::f64);
     for (int64_t s = 0; s < sets_; ++s)
       rstd.data<double>()[s] = 1.0 / std::sqrt(variance_.data<double>()[s] + eps_);
@@ -133,6 +140,7 @@ class ChannelNormFn final : public Function {
   //   with fixed statistics)
   Tensors backward(const Tensors& dout) override {
     const auto [x_saved, gamma, rstd_saved] = saved<3>();
+    if (!x_saved.device().is_cpu()) return backward_gpu(dout[0].to(x_saved.dtype()).contiguous());
     const Tensor rstd = rstd_saved;
     const int64_t size = x_saved.numel() / (batch_ * channels_);
     const Rows x{x_saved, size}, dy{dout[0].to(x_saved.dtype()).contiguous(), size};
@@ -167,6 +175,48 @@ class ChannelNormFn final : public Function {
   }
 
  private:
+  ChannelRows gpu_rows(const Tensor& x) const {
+    return {x.dtype(), batch_, channels_, x.numel() / (batch_ * channels_), groups_};
+  }
+  Tensor forward_gpu(const Tensor& x, const Tensor& gamma_in, const Tensor& beta) {
+    const Device device = x.device();
+    const ChannelRows rows = gpu_rows(x);
+    const Tensor gamma = gamma_in.contiguous(), y = Tensor::empty_like(x),
+                 rstd = Tensor::empty({sets_}, Dtype::f32, device);
+    if (fixed_) {
+      mean_ = mean_.to(Dtype::f32).contiguous();
+      variance_ = variance_.to(Dtype::f32).contiguous();
+      FOVEA_GPU_CALL(device, inverse_deviation, rstd.data<float>(), variance_.data<float>(), sets_,
+                     static_cast<float>(eps_), stream_of(device));
+    } else {
+      mean_ = Tensor::empty({sets_}, Dtype::f32, device);
+      variance_ = Tensor::empty({sets_}, Dtype::f32, device);
+      const Tensor moments = Tensor::empty({rows.rows(), 2}, Dtype::f32, device);
+      FOVEA_GPU_CALL(device, channel_statistics, mean_.data<float>(), variance_.data<float>(),
+                     rstd.data<float>(), moments.data<float>(), x.raw(), rows,
+                     static_cast<float>(eps_), stream_of(device));
+    }
+    FOVEA_GPU_CALL(device, channel_norm_forward, y.raw(), x.raw(), mean_.data<float>(),
+                   rstd.data<float>(), gamma.data<float>(), beta.contiguous().data<float>(), rows,
+                   stream_of(device));
+    save(x, gamma, rstd);
+    return y;
+  }
+  Tensors backward_gpu(const Tensor& dy) {
+    const auto [x, gamma, rstd] = saved<3>();
+    const Device device = x.device();
+    const ChannelRows rows = gpu_rows(x);
+    const Tensor dgamma = Tensor::empty_like(gamma), dbeta = Tensor::empty_like(gamma),
+                 sums = Tensor::empty({rows.rows(), 2}, Dtype::f32, device),
+                 means = Tensor::empty({sets_, 2}, Dtype::f32, device),
+                 dx = wanted(0) ? Tensor::empty_like(x) : Tensor();
+    FOVEA_GPU_CALL(device, channel_norm_backward, dx.raw(), dgamma.data<float>(),
+                   dbeta.data<float>(), sums.data<float>(), means.data<float>(), dy.raw(), x.raw(),
+                   mean_.data<float>(), rstd.data<float>(), gamma.data<float>(), rows, fixed_,
+                   stream_of(device));
+    return {dx, dgamma, dbeta};
+  }
+
   int64_t set_of(int64_t row) const {
     const int64_t c = row % channels_;
     return groups_ > 0 ? row / channels_ * groups_ + c / (channels_ / groups_) : c;
@@ -254,6 +304,12 @@ Variable BatchNorm2d::forward(const Variable& x) {
   const Variable y = batch_norm(x, weight, bias, eps_, &batch);
   if (!grad_enabled()) return y;
   const auto move = [&](const Tensor& running, const Tensor& found, double factor) {
+    if (const Device device = running.device(); !device.is_cpu()) {
+      FOVEA_GPU_CALL(device, move_statistics, running.data<float>(), found.data<float>(),
+                     running.numel(), static_cast<float>(momentum_), static_cast<float>(factor),
+                     stream_of(device));
+      return;
+    }
     std::vector<double> values = running.to_vector<double>();
     for (size_t c = 0; c < values.size(); ++c)
       values[c] += momentum_ * (found.data<double>()[c] * factor - values[c]);

@@ -2,7 +2,7 @@
 #pragma once
 // BatchNorm (1502.03167) and GroupNorm (1803.08494): norms over sets of the values of [B, C, ...],
 // then one gamma and one beta a channel. gamma and beta stay f32 when x is bf16 (f64 with f64).
-// Statistics are f32 a row, f64 over rows.
+// Statistics are f32 a row, f64 over rows (on GPU devices f32).
 
 #include "nn/module.h"
 
@@ -13,7 +13,8 @@ namespace fovea::nn {
 Variable group_norm(const Variable& x, const Variable& gamma, const Variable& beta, int64_t groups,
                     double eps = 1e-5);
 
-// What a batch's channels were, [C], f64: mean and (biased) variance of `count` values each.
+// What a batch's channels were, [C], f64 (on a GPU device f32, there): mean and (biased) variance
+// of `count` values each.
 struct ChannelStatistics {
   Tensor mean, variance;
   int64_t count = 0;

@@ -4,6 +4,8 @@
 #include "autograd/function.h"
 #include "core/parallel.h"
 #include "nn/cpu/kernels.h"
+#include "nn/cuda/elementwise.h"
+#include "nn/operands.h"
 
 namespace fovea::nn {
 namespace {
@@ -20,11 +22,20 @@ class DropFn final : public Function {
  private:
   Tensor masked(const Tensor& input) const {
     const Tensor x = input.contiguous(), y = Tensor::empty_like(x);
-    if (per_sample_)
+    check_operands(name(), x);
+    if (!x.device().is_cpu())
+      mask_on_gpu(x, y);
+    else if (per_sample_)
       mask_samples(x, y);
     else
       mask_elements(x, y);
     return y;
+  }
+  void mask_on_gpu(const Tensor& x, const Tensor& y) const {
+    const int64_t span = per_sample_ ? x.numel() / std::max<int64_t>(1, x.dim(0)) : 1;
+    FOVEA_GPU_CALL(x.device(), dropout, y.raw(), x.raw(), x.dtype(), x.numel(), span, rng_, first_,
+                   dropout_threshold(rate_), static_cast<float>(1.0 / (1.0 - rate_)),
+                   stream_of(x.device()));
   }
   void mask_elements(const Tensor& x, const Tensor& y) const {
     const uint32_t threshold = dropout_threshold(rate_);

@@ -46,6 +46,7 @@ Gpt::Gpt(const GptOptions& options, int64_t vocab, const MixerFactory& mixer)
     position_ = declare("position.weight", {options.context, options.dim}, Init::normal(0.02));
   if (options.positions == "sinusoidal")
     sinusoids_ = sinusoidal_positions(options.context, options.dim);
+  declare_constant(sinusoids_);
   declare("blocks", blocks_);
   norm_ = make_norm(options);
   declare("norm", *norm_);

@@ -7,6 +7,8 @@
 #include "autograd/ops.h"
 #include "core/parallel.h"
 #include "nn/cpu/kernels.h"
+#include "nn/cuda/loss.h"
+#include "nn/operands.h"
 
 namespace fovea::nn {
 namespace {
@@ -40,20 +42,24 @@ double element(const Tensor& rows, int64_t r, int64_t j) {
 
 class CrossEntropyFn final : public Function {
  public:
-  // targets: i64 [R], or f32 [R, V] when soft
-  CrossEntropyFn(const Tensor& targets, const CrossEntropyOptions& options, bool soft)
-      : targets_(targets), options_(options), soft_(soft) {}
+  // targets: i64 [R], or f32 [R, V] when soft. divergence: less the entropy of soft targets, on GPU
+  // devices.
+  CrossEntropyFn(const Tensor& targets, const CrossEntropyOptions& options, bool soft,
+                 bool divergence = false)
+      : targets_(soft ? targets : targets.to(kCpu)),
+        options_(options),
+        soft_(soft),
+        divergence_(divergence) {}
   const char* name() const override { return "cross_entropy"; }
 
   Tensor forward(const Tensor& logits) {
+    check_operands(name(), logits);
     shape_ = logits.shape();
     const int64_t v = logits.dim(-1);
     const Tensor rows = logits.reshape({-1, v}).contiguous();
     const int64_t count = rows.dim(0);
     FOVEA_CHECK(targets_.numel() == (soft_ ? count * v : count), "cross_entropy: logits are ",
                 logits.shape(), " but targets are ", targets_.shape());
-    const Tensor lse = Tensor::zeros({count}, Dtype::f64),
-                 loss = Tensor::zeros({count}, Dtype::f64);
     scored_ = 0;
     for (int64_t r = 0; r < count && !soft_; ++r) {
       const int64_t label = targets_.data<int64_t>()[r];
@@ -62,6 +68,9 @@ class CrossEntropyFn final : public Function {
       scored_ += label != options_.ignore_index;
     }
     if (soft_) scored_ = count;
+    if (!rows.device().is_cpu()) return forward_gpu(rows);
+    const Tensor lse = Tensor::zeros({count}, Dtype::f64),
+                 loss = Tensor::zeros({count}, Dtype::f64);
     const double e = options_.label_smoothing;
     parallel_for(
         0, count, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, v)),
@@ -102,6 +111,7 @@ class CrossEntropyFn final : public Function {
   }
 
   Tensors backward(const Tensors& dout) override {
+    if (!dout[0].device().is_cpu()) return {backward_gpu(dout[0])};
     const auto [rows_saved, lse_saved] = saved<2>();
     const Tensor rows = rows_saved, lse = lse_saved;
     const int64_t count = rows.dim(0), v = rows.dim(1);
@@ -160,16 +170,91 @@ class CrossEntropyFn final : public Function {
   }
 
  private:
+  Tensor forward_gpu(const Tensor& rows) {
+    const Device device = rows.device();
+    targets_ = targets_.to(device);
+    const Tensor loss = Tensor::empty({}, Dtype::f32, device),
+                 of_rows = Tensor::empty({3, rows.dim(0)}, Dtype::f32, device);
+    const Tensor lse = of_rows.select(0, 0), weight = of_rows.select(0, 1);
+    FOVEA_GPU_CALL(device, cross_entropy_forward, loss.data<float>(), lse.data<float>(),
+                   weight.data<float>(), of_rows.select(0, 2).data<float>(), gpu_call(rows),
+                   stream_of(device));
+    save(rows, lse, weight);
+    return loss;
+  }
+  Tensor backward_gpu(const Tensor& dloss) const {
+    const auto [rows, lse, weight] = saved<3>();
+    const Tensor d = Tensor::empty_like(rows);
+    FOVEA_GPU_CALL(d.device(), cross_entropy_backward, d.raw(), dloss.data<float>(),
+                   lse.data<float>(), weight.data<float>(), gpu_call(rows), stream_of(d.device()));
+    return d.view(shape_);
+  }
+  CrossEntropyCall gpu_call(const Tensor& rows) const {
+    return {rows.raw(),
+            rows.dtype(),
+            soft_ ? nullptr : targets_.data<int64_t>(),
+            soft_ ? targets_.data<float>() : nullptr,
+            rows.dim(0),
+            rows.dim(1),
+            options_.ignore_index,
+            static_cast<float>(options_.label_smoothing),
+            static_cast<float>(options_.z_loss),
+            divergence_,
+            static_cast<float>(scored_)};
+  }
+
   bool ignored(int64_t r) const {
     return !soft_ && targets_.data<int64_t>()[r] == options_.ignore_index;
   }
 
   Tensor targets_;
   CrossEntropyOptions options_;
-  bool soft_;
+  bool soft_, divergence_;
   Shape shape_;
   int64_t scored_ = 0;
 };
+
+// Means over elements, on GPU devices.
+class PointLossFn final : public Function {
+ public:
+  PointLossFn(const char* name, const Tensor& target, PointLoss kind)
+      : name_(name), target_(target), kind_(kind) {}
+  const char* name() const override { return name_; }
+
+  Tensor forward(const Tensor& x_in) {
+    check_operands(name(), x_in);
+    check_same_shape(name(), "the input", x_in, "the target", target_);
+    FOVEA_CHECK(x_in.numel() > 0, name(), ": the input ", x_in.shape(), " is empty");
+    const Tensor x = x_in.contiguous();
+    const Device device = x.device();
+    target_ = target_.to(Dtype::f32).to(device).contiguous();
+    const Tensor loss = Tensor::empty({}, Dtype::f32, device),
+                 partial = Tensor::empty({point_loss_parts(x.numel())}, Dtype::f32, device);
+    FOVEA_GPU_CALL(device, point_loss_forward, loss.data<float>(), partial.data<float>(), x.raw(),
+                   x.dtype(), target_.data<float>(), x.numel(), kind_, stream_of(device));
+    save(x);
+    return loss;
+  }
+  Tensors backward(const Tensors& dout) override {
+    const auto [x] = saved<1>();
+    const Tensor dx = Tensor::empty_like(x);
+    FOVEA_GPU_CALL(x.device(), point_loss_backward, dx.raw(), dout[0].data<float>(), x.raw(),
+                   x.dtype(), target_.data<float>(), x.numel(), kind_, stream_of(x.device()));
+    return {dx};
+  }
+
+ private:
+  const char* name_;
+  Tensor target_;
+  PointLoss kind_;
+};
+
+void check_probabilities(const char* op, const std::vector<double>& targets) {
+  for (size_t i = 0; i < targets.size(); ++i) {
+    FOVEA_CHECK(targets[i] >= 0.0 && targets[i] <= 1.0, op, ": target ", i, " is ", targets[i],
+                "; expected a probability");
+  }
+}
 
 class BceFn final : public Function {
  public:
@@ -180,10 +265,9 @@ class BceFn final : public Function {
     check_same_shape(name(), "logits", logits, "targets", targets_);
     FOVEA_CHECK(logits.numel() > 0, name(), ": logits ", logits.shape(), " are empty");
     const std::vector<double> x = logits.to_vector<double>(), t = targets_.to_vector<double>();
+    check_probabilities(name(), t);
     double total = 0.0;
     for (size_t i = 0; i < x.size(); ++i) {
-      FOVEA_CHECK(t[i] >= 0.0 && t[i] <= 1.0, name(), ": target ", i, " is ", t[i],
-                  "; expected a probability");
       total += std::max(x[i], 0.0) - x[i] * t[i] + std::log1p(std::exp(-std::abs(x[i])));
     }
     save(logits);
@@ -223,15 +307,26 @@ Variable cross_entropy_soft(const Variable& logits, const Tensor& targets,
 }
 
 Variable kl_divergence(const Variable& logits, const Tensor& targets) {
+  if (!logits.value().device().is_cpu()) {
+    return record(make<CrossEntropyFn>(targets.contiguous(), CrossEntropyOptions{}, true, true),
+                  logits);
+  }
   const Variable crossed = cross_entropy_soft(logits, targets);
   return add(crossed, Variable(Tensor::full({}, mean_negative_entropy(targets), crossed.dtype())));
 }
 
 Variable bce_with_logits(const Variable& logits, const Tensor& targets) {
+  if (!logits.value().device().is_cpu()) {
+    check_probabilities("bce_with_logits", targets.to_vector<double>());
+    return record(make<PointLossFn>("bce_with_logits", targets, PointLoss::binary_cross_entropy),
+                  logits);
+  }
   return record(make<BceFn>(targets), logits);
 }
 
 Variable mse(const Variable& x, const Tensor& target) {
+  if (!x.value().device().is_cpu())
+    return record(make<PointLossFn>("mse", target, PointLoss::squared_error), x);
   const Variable difference = sub(x, Variable(target));
   return mean_all(mul(difference, difference));
 }

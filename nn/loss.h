@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Losses: scalars [], means over the scored rows.
+// Losses: scalars [], means over the scored rows, on the device of what is scored. Labels, and the
+// targets of bce_with_logits, are checked by the host: best given on the cpu, on a GPU device they
+// make it wait; nothing else does.
 
 #include "autograd/variable.h"
 

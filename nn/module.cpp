@@ -36,6 +36,8 @@ void Module::declare_buffer(std::string name, Tensor& tensor) {
   buffers_.push_back({std::move(name), &tensor});
 }
 
+void Module::declare_constant(Tensor& tensor) { constants_.push_back(&tensor); }
+
 void Module::declare(std::string name, Module& child) {
   children_.push_back({std::move(name), &child});
 }
@@ -96,6 +98,17 @@ void Module::to(Dtype dtype) {
     for (const Buffer& b : module.buffers_) {
       if (is_floating(b.tensor->dtype())) *b.tensor = b.tensor->to(dtype);
     }
+  });
+}
+
+void Module::to(Device device) {
+  visit("", [&](const std::string&, Module& module) {
+    for (const Parameter& p : module.parameters_) {
+      p.variable.zero_grad();
+      p.variable.state()->value = p.variable.value().to(device);
+    }
+    for (const Buffer& b : module.buffers_) *b.tensor = b.tensor->to(device);
+    for (Tensor* constant : module.constants_) *constant = constant->to(device);
   });
 }
 

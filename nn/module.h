@@ -59,12 +59,17 @@ class Module {
   void zero_grad() const;
   // Converts every floating parameter and buffer (gradcheck uses f64).
   void to(Dtype dtype);
+  // Moves every parameter, buffer and constant to a device. Variables stay the same; their
+  // gradients go.
+  void to(Device device);
 
  protected:
   // A parameter of this module; lives as long as the module. The value is allocated now and filled
   // by initialise().
   Variable declare(std::string name, const Shape& shape, Init init);
   void declare_buffer(std::string name, Tensor& tensor);
+  // A table that is neither trained nor saved, but moves with the module.
+  void declare_constant(Tensor& tensor);
   // A child; the caller keeps it alive (a member or a unique_ptr member).
   void declare(std::string name, Module& child);
 
@@ -86,6 +91,7 @@ class Module {
   };
   std::vector<Parameter> parameters_;
   std::vector<Buffer> buffers_;
+  std::vector<Tensor*> constants_;
   std::vector<Child> children_;
   std::string path_;
   bool training_ = true;

@@ -7,6 +7,8 @@
 #include "core/ops/elementwise.h"
 #include "core/parallel.h"
 #include "nn/cpu/kernels.h"
+#include "nn/cuda/norm.h"
+#include "nn/operands.h"
 
 namespace fovea::nn {
 namespace {
@@ -69,14 +71,19 @@ class NormFn final : public Function {
     FOVEA_CHECK(!beta.defined() || beta.shape() == gamma.shape(), name(), ": weight is ",
                 gamma.shape(), " but bias is ", beta.shape());
     if (with_delta_) check_same_shape(name(), "x", x, "delta", delta_in);
+    check_operands(name(), x, {{"delta", delta_in}, {"weight", gamma}, {"bias", beta}});
+    const Device device = x.device();
+    FOVEA_CHECK(device.is_cpu() || options_.out_dtype != Dtype::f64, name(),
+                ": expected results of f32 or bf16 on device ", device, ", found f64");
     has_beta_ = beta.defined();
     rows_ = n > 0 ? x.numel() / n : 0;
     const bool wide = x.dtype() == Dtype::f64;
     const Dtype stats = wide ? Dtype::f64 : Dtype::f32;
     FOVEA_CHECK(gamma.dtype() == stats, name(), ": weight of ", x.dtype(), " rows must be ", stats,
                 ", found ", gamma.dtype());
-    const Tensor mean = Tensor::zeros({rows_}, stats), rstd = Tensor::empty({rows_}, stats);
-    const Tensor y = Tensor::empty(x.shape(), wide ? Dtype::f64 : options_.out_dtype);
+    const Tensor mean = Tensor::empty({rows_}, stats, device),
+                 rstd = Tensor::empty({rows_}, stats, device);
+    const Tensor y = Tensor::empty(x.shape(), wide ? Dtype::f64 : options_.out_dtype, device);
     Tensor s = x;
     const Tensor g = gamma.contiguous(), b = has_beta_ ? beta.contiguous() : Tensor();
     if (wide) {
@@ -102,9 +109,14 @@ class NormFn final : public Function {
                              static_cast<float>(options_.eps),
                              options_.kind == NormKind::rms,
                              y.bytes() > kCacheBytes};
-      parallel_for(
-          0, rows_, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, n)),
-          [&](int64_t begin, int64_t end) { FOVEA_SIMD_CALL(norm_forward, call, begin, end); });
+      if (device.is_cpu()) {
+        if (call.rms) mean.zero_();
+        parallel_for(
+            0, rows_, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, n)),
+            [&](int64_t begin, int64_t end) { FOVEA_SIMD_CALL(norm_forward, call, begin, end); });
+      } else {
+        FOVEA_GPU_CALL(device, norm_forward, call, rows_, stream_of(device));
+      }
     }
     save(s, g, mean, rstd);
     return with_delta_ ? Tensors{s, y} : Tensors{y};
@@ -117,6 +129,7 @@ class NormFn final : public Function {
         with_delta_ && dout[0].defined() ? dout[0].to(s.dtype()).contiguous() : Tensor();
     if (!arrived.defined()) return {dsum, dsum, Tensor(), Tensor()};
     const Tensor dy = arrived.contiguous();
+    if (!s.device().is_cpu()) return backward_gpu(dy, dsum);
     const int64_t n = s.dim(-1);
     const Tensor dgamma = Tensor::zeros({n}, gamma.dtype()),
                  dbeta = Tensor::zeros({n}, gamma.dtype());
@@ -158,6 +171,30 @@ class NormFn final : public Function {
   }
 
  private:
+  Tensors backward_gpu(const Tensor& dy, const Tensor& dsum) const {
+    const auto [s, gamma, mean, rstd] = saved<4>();
+    const Device device = s.device();
+    const int64_t n = s.dim(-1);
+    const Tensor ds = Tensor::empty_like(s), sums = Tensor::empty({2, n}, Dtype::f32, device),
+                 partial = Tensor::empty({norm_parts(rows_), 2, n}, Dtype::f32, device);
+    const NormBackward call{dy.raw(),
+                            dy.dtype(),
+                            s.raw(),
+                            s.dtype(),
+                            dsum.raw(),
+                            ds.raw(),
+                            gamma.data<float>(),
+                            mean.data<float>(),
+                            rstd.data<float>(),
+                            n,
+                            options_.kind == NormKind::rms,
+                            false};
+    FOVEA_GPU_CALL(device, norm_backward, call, sums.data<float>(), partial.data<float>(), rows_,
+                   stream_of(device));
+    return {ds, with_delta_ ? ds : Tensor(), sums.select(0, 0),
+            has_beta_ ? sums.select(0, 1) : Tensor()};
+  }
+
   NormOptions options_;
   bool with_delta_, has_beta_ = false;
   int64_t rows_ = 0;

@@ -24,7 +24,7 @@ class PatchifyFn final : public Function {
         {shape_[0], (shape_[2] / patch_) * (shape_[3] / patch_), shape_[1] * patch_ * patch_});
   }
   Tensors backward(const Tensors& dout) override {
-    const Tensor dx = Tensor::empty(shape_, dout[0].dtype());
+    const Tensor dx = Tensor::empty(shape_, dout[0].dtype(), dout[0].device());
     const Shape c = cut_shape();
     dx.view(c)
         .permute({0, 2, 4, 1, 3, 5})
@@ -74,6 +74,7 @@ Vit::Vit(const VitOptions& options, int64_t channels, int64_t height, int64_t wi
   if (options.positions == "learned")
     position_ = declare("pos_embed", {1, tokens(), options.dim}, Init::normal(0.02));
   if (options.positions == "sinusoidal") sinusoids_ = sinusoidal_positions(tokens(), options.dim);
+  declare_constant(sinusoids_);
   patch_embed_ =
       std::make_unique<Linear>(channels * options.patch * options.patch, options.dim, true);
   declare("patch_embed", *patch_embed_);
