@@ -49,7 +49,7 @@ void move(const Tensor& out, const Tensor& source) {
   const Tensor from = source.to(out.dtype()).contiguous();
   const Tensor to =
       out.is_contiguous() ? out : Tensor::empty(out.shape(), out.dtype(), out.device());
-  const auto bytes = static_cast<size_t>(to.bytes());
+  [[maybe_unused]] const auto bytes = static_cast<size_t>(to.bytes());
   if (out.device().is_cpu()) {
     FOVEA_GPU_CALL(from.device(), copy_to_host, to.raw(), from.raw(), bytes,
                    stream_of(from.device()));

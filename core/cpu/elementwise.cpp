@@ -17,7 +17,7 @@ void check_devices(const char* op, const Tensor& a, const Tensor& b) {
 
 // The operation on a GPU device; b, when defined, has out's shape.
 void on_gpu(const Tensor& out, const Tensor& a, const Tensor& b, Op op, double value = 0.0) {
-  Elementwise e{.op = op, .value = static_cast<float>(value)};
+  [[maybe_unused]] Elementwise e{.op = op, .value = static_cast<float>(value)};
   e.out = out.raw(), e.out_dtype = out.dtype();
   e.a = a.raw(), e.a_dtype = a.dtype();
   e.b = b.raw(), e.b_dtype = b.dtype();
