@@ -234,6 +234,7 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
              share_heads = in.bias.defined() && in.bias.dim(1) == 1 && p.H > 1;
   Tensor ds = grads.dbias;
   if (share_batch || share_heads) ds = Tensor::zeros({p.B, p.H, p.N, p.M}, Dtype::f32, device);
+  suspect.zero_();
   call.out = rows_of(result.out);
   call.dout = rows_of(dout);
   call.lse = result.lse.data<float>();
