@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
       a.partial[part + 1] = l[r];
     } else {
       a.lse[at] = end.statistic;
-      a.suspect[at] = broken > 0.0f ? 1 : 0;
+      if (broken > 0.0f) a.suspect[at] = 1;
     }
   }
 }

@@ -50,7 +50,8 @@ struct ScoreCall : ScoreSizes {
   ScoreRows q, k, v, out;
   float* lse = nullptr;      // [B, H, N], in rule.h's words the row statistic
   float* partial = nullptr;  // with splits: [splits, B H N, Dv + 2]: acc, m, l
-  // Rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): computed again, exactly.
+  // Zeros before; 1 for rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): they
+  // are computed again, exactly.
   uint8_t *suspect = nullptr, *suspect_keys = nullptr;
   // Backward.
   ScoreRows dout, dq, dk, dv;

@@ -3,10 +3,9 @@
 // Backward in bf16 on tensor cores, f32 sums. A block owns 64 keys (dk, dv) or 64 queries (dq), 16
 // a warp, and walks the tiles of the others (fma_backward.cuh has the equations and names): scores
 // and their gradients have owners as rows, so that in registers they already are the left operand
-// of what is accumulated. Heads wider than 128 are accumulated by one block each 128 columns of dk
-// and dv.
+// of what is accumulated. Heads wider than 128 are accumulated by one block each 128 columns.
 //
-// Cost  14 N M D FLOP a head, causal halves it (18 past 128 columns). Limit: tensor cores.
+// Cost  14 N M D FLOP a head, causal halves it (24 past 128 columns). Limit: tensor cores.
 // Bytes owners' rows once, the others' once an owner tile, from L2.
 // Shared memory: owners, two stages of the others, two bands of scores a warp: 84 KiB at kD = 128.
 // Determinism  bitwise: no atomics, each sum belongs to one thread.
@@ -18,8 +17,11 @@ namespace FOVEA_GPU {
 
 template <int kD, bool kKeys>
 struct MmaBackward {
-  static constexpr int kOwners = 64, kPartners = kD <= 64 ? 64 : 32,
-                       kSum = kKeys && kD > 128 ? 128 : kD, kSlices = kD / kSum;
+  static constexpr int kOwners = 64,
+                       kPartners = kD <= 64    ? 64
+                                   : kD <= 128 ? 32
+                                               : 16,
+                       kSum = kD > 128 ? 128 : kD, kSlices = kD / kSum;
   using XTile = MmaTile<kOwners, kD>;
   using YTile = MmaTile<kPartners, kD>;
   using Scores = Band<kPartners>;
@@ -73,7 +75,7 @@ __device__ inline void multiply_mma(float (&s)[kPartners / 8][4], Shared<bf16> x
     FOVEA_UNROLL
     for (int e = 0; e < 4; ++e) s[n][e] = 0.0f;
   }
-  FOVEA_UNROLL
+  FOVEA_UNROLL_4
   for (int k = 0; k < kD / 16; ++k) {
     if (k * 16 >= d) break;
     uint32_t left[4];
@@ -251,12 +253,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
     }
     broken = quad_max(broken);
     if (lane % 4 > 0 || owner >= owners) continue;
-    const int64_t at = (int64_t{b} * heads + head) * owners + owner;
-    // Slices of one row share its mark, which is 0 before.
-    if (!kKeys)
-      a.suspect[at] = broken > 0.0f ? 1 : 0;
-    else if (F::kSlices == 1 || broken > 0.0f)
-      a.suspect_keys[at] = broken > 0.0f ? 1 : 0;
+    if (broken == 0.0f) continue;
+    (kKeys ? a.suspect_keys : a.suspect)[(int64_t{b} * heads + head) * owners + owner] = 1;
   }
 }
 

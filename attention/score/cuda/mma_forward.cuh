@@ -18,7 +18,7 @@ namespace FOVEA_GPU {
 // Keys of a step: as many as registers have room for.
 template <int kD>
 constexpr int mma_keys() {
-  return kD <= 64 ? 64 : 32;
+  return kD <= 64 ? 64 : kD <= 128 ? 32 : 16;
 }
 
 template <class Rule, int kD, int kBands>
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) mma_forward_kernel(Rule rule, 
         a.partial[part + a.Dv + 1] = total;
       } else {
         a.lse[at] = end.statistic;
-        a.suspect[at] = broken > 0.0f ? 1 : 0;
+        if (broken > 0.0f) a.suspect[at] = 1;
       }
     }
   }
