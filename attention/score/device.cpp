@@ -76,7 +76,7 @@ class DeviceCall {
     c_.q = rows_of(q_);
     c_.k = rows_of(k_);
     c_.v = rows_of(v_);
-    suspect_ = Tensor::empty({p.B, p.H, p.N}, Dtype::u8, device_);
+    suspect_ = Tensor::zeros({p.B, p.H, p.N}, Dtype::u8, device_);
     c_.suspect = pointer<uint8_t>(suspect_);
   }
 
@@ -228,7 +228,7 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   ScoreCall& call = device_call.call();
   const Tensor dout = device_call.aligned(dout_given),
                delta = Tensor::empty({p.B, p.H, p.N}, Dtype::f32, device),
-               suspect = Tensor::empty({p.B, p.Hkv, p.M}, Dtype::u8, device),
+               suspect = Tensor::zeros({p.B, p.Hkv, p.M}, Dtype::u8, device),
                dq = device_call.before_turn(grads.dq), dk = device_call.before_turn(grads.dk);
   const bool share_batch = in.bias.defined() && in.bias.dim(0) == 1 && p.B > 1,
              share_heads = in.bias.defined() && in.bias.dim(1) == 1 && p.H > 1;

@@ -12,7 +12,7 @@ class Score : public OnDevices {
  protected:
   static std::vector<Dtype> dtypes() {
     if (has_f64()) return {Dtype::f64, Dtype::f32, Dtype::bf16};
-    return {Dtype::f32};
+    return {Dtype::f32, Dtype::bf16};
   }
 };
 

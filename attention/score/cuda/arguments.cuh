@@ -13,8 +13,12 @@
 
 #if defined(__CUDACC__)
 #define FOVEA_UNROLL _Pragma("unroll")
+#define FOVEA_UNROLL_4 _Pragma("unroll 4")
+#define FOVEA_NO_UNROLL _Pragma("unroll 1")
 #else
 #define FOVEA_UNROLL
+#define FOVEA_UNROLL_4
+#define FOVEA_NO_UNROLL
 #endif
 
 namespace FOVEA_GPU {
@@ -57,11 +61,25 @@ struct Outputs {
   Global<T> data;
   Global<float> wide;
   int64_t batch, head, row;
+  bool pairs;  // two neighbouring values from an even column on are one aligned access
   __device__ void put(int64_t at, float x) const {
     if (wide == nullptr)
       data[at] = static_cast<T>(x);
     else
       wide[at] = x;
+  }
+  // Columns column, an even one, and column + 1 of a row, where they are below d.
+  __device__ void put_pair(int b, int h, int i, int column, int d, float x, float next) const {
+    const int64_t at = b * batch + h * head + i * row + column;
+    if (column >= d) return;
+    if (!pairs) {
+      put(at, x);
+      if (column + 1 < d) put(at + 1, next);
+    } else if (wide == nullptr) {
+      store(data + at, Vec<T, 2>{{static_cast<T>(x), static_cast<T>(next)}});
+    } else {
+      store(wide + at, Vec<float, 2>{{x, next}});
+    }
   }
 };
 
@@ -88,10 +106,16 @@ Arguments<T> arguments(const attention::ScoreCall& c) {
   const auto rows = [](const attention::ScoreRows& r) {
     return Rows<const T>{static_cast<const T*>(r.data), r.batch, r.head, r.row};
   };
-  const auto outputs = [](const attention::ScoreRows& r) {
+  const auto outputs = [](const attention::ScoreRows& r, int d) {
     const bool wide = r.dtype != dtype_of<T>;
+    const bool pairs = ((r.batch | r.head | r.row | d) & 1) == 0 &&
+                       reinterpret_cast<uintptr_t>(r.data) % (2 * size_of(r.dtype)) == 0;
     return Outputs<T>{static_cast<T*>(wide ? nullptr : r.data),
-                      static_cast<float*>(wide ? r.data : nullptr), r.batch, r.head, r.row};
+                      static_cast<float*>(wide ? r.data : nullptr),
+                      r.batch,
+                      r.head,
+                      r.row,
+                      pairs};
   };
   a.query_documents = c.query_documents;
   a.key_documents = c.key_documents;
@@ -111,9 +135,9 @@ Arguments<T> arguments(const attention::ScoreCall& c) {
   a.dbias = c.dbias;
   a.suspect = c.suspect;
   a.suspect_keys = c.suspect_keys;
-  a.dq = outputs(c.dq);
-  a.dk = outputs(c.dk);
-  a.dv = outputs(c.dv);
+  a.dq = outputs(c.dq, c.D);
+  a.dk = outputs(c.dk, c.D);
+  a.dv = outputs(c.dv, c.Dv);
   a.factor = (c.adjusts ? 1.0f : c.scale) * (Rule::kOnline ? kLog2e : 1.0f);
   return a;
 }
@@ -163,6 +187,7 @@ __device__ inline void range_of(Global<const int32_t> ids, int first, int last, 
                                 int& most) {
   least = 0x7fffffff;
   most = -0x7fffffff;
+  FOVEA_NO_UNROLL
   for (int i = first + static_cast<int>(threadIdx.x) % kWarp; i < last; i += kWarp) {
     const int id = ids[i];
     least = smaller(least, id);
@@ -191,15 +216,18 @@ __device__ inline Tile classify(const Arguments<T>& a, int b, int h0, int h1, in
   }
   if (!(a.blocks == nullptr)) {
     bool on = false, off = false;
-    const int r0 = i0 / a.query_block, c0 = j0 / a.key_block,
-              columns = (j1 - 1) / a.key_block - c0 + 1,
-              count = ((i1 - 1) / a.query_block - r0 + 1) * columns;
-    const int heads = a.block_heads == 1 ? 1 : h1 - h0, from = a.block_heads == 1 ? 0 : h0;
-    for (int n = static_cast<int>(threadIdx.x) % kWarp; n < heads * count; n += kWarp) {
-      const int head = from + n / count, r = r0 + n % count / columns, c = c0 + n % columns;
-      const bool is_on = a.blocks[(int64_t{head} * a.block_rows + r) * a.block_columns + c] != 0;
-      on = on || is_on;
-      off = off || !is_on;
+    const int c0 = j0 / a.key_block, c1 = (j1 - 1) / a.key_block;
+    for (int head = a.block_heads == 1 ? 0 : h0; head < (a.block_heads == 1 ? 1 : h1); ++head) {
+      for (int r = i0 / a.query_block; r <= (i1 - 1) / a.query_block; ++r) {
+        const Global<const uint8_t> row =
+            a.blocks + (int64_t{head} * a.block_rows + r) * a.block_columns;
+        FOVEA_NO_UNROLL
+        for (int c = c0 + static_cast<int>(threadIdx.x) % kWarp; c <= c1; c += kWarp) {
+          const bool is_on = row[c] != 0;
+          on = on || is_on;
+          off = off || !is_on;
+        }
+      }
     }
     if (!any(on)) return Tile::skip;
     if (any(off)) full = false;
@@ -209,28 +237,37 @@ __device__ inline Tile classify(const Arguments<T>& a, int b, int h0, int h1, in
 
 // ---- scores -------------------------------------------------------------------------------------
 
-// A product -> a score in the Rule's units. `cap` receives the derivative of the soft-cap.
+// 1 - 2 / (1 + exp(2x)): within 2e-7 of tanh.
+__device__ inline float tanh_fast(float x) {
+  return 1.0f - 2.0f * reciprocal_fast(1.0f + exp2_fast(2.0f * kLog2e * x));
+}
+
+// A product -> a score before `factor`, where a.adjusts. `cap` receives the derivative of the
+// soft-cap.
+template <typename T>
+__device__ inline float adjusted(const Arguments<T>& a, int b, int h, int i, int j, float product,
+                                 float* cap = nullptr) {
+  float s = product * a.scale;
+  if (a.softcap > 0.0f) {
+    const float t = std::is_same_v<T, float> ? tanhf(s / a.softcap) : tanh_fast(s / a.softcap);
+    s = a.softcap * t;
+    if (cap != nullptr) *cap = 1.0f - t * t;
+  }
+  if (!(a.slopes == nullptr)) {
+    const float slope = a.slopes[h];
+    s -= slope * fabsf(static_cast<float>(i + a.M - a.N - j));
+  }
+  if (!(a.bias == nullptr)) {
+    const float bias = a.bias[b * a.bias_batch + h * a.bias_head + int64_t{i} * a.M + j];
+    s += bias;
+  }
+  return s;
+}
+// A product -> a score in the Rule's units.
 template <class Rule, typename T>
 __device__ inline float score_of(const Arguments<T>& a, int b, int h, int i, int j, float product,
                                  float* cap = nullptr) {
-  float s = product;
-  if (a.adjusts) {
-    s *= a.scale;
-    if (a.softcap > 0.0f) {
-      const float t = tanhf(s / a.softcap);
-      s = a.softcap * t;
-      if (cap != nullptr) *cap = 1.0f - t * t;
-    }
-    if (!(a.slopes == nullptr)) {
-      const float slope = a.slopes[h];
-      s -= slope * fabsf(static_cast<float>(i + a.M - a.N - j));
-    }
-    if (!(a.bias == nullptr)) {
-      const float bias = a.bias[b * a.bias_batch + h * a.bias_head + int64_t{i} * a.M + j];
-      s += bias;
-    }
-  }
-  return s * a.factor;
+  return (a.adjusts ? adjusted(a, b, h, i, j, product, cap) : product) * a.factor;
 }
 
 // Dropout's factor of (b, h, i, j): 0 or 1 / (1 - rate); the stream is the cpu engine's.

@@ -125,15 +125,16 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
   load_rows<kT>(q, F::kStride, a.D, is_wide(a.q, a.D), [&](int r) {
     const int row = block.row0 + r;
     if (row >= block.rows) return Global<const float>(nullptr);
-    return a.q.at(b, block.head(row, a.N)) + row % a.N * a.q.row;
+    const RowPlace place = place_of(a, block, row);
+    return a.q.at(b, place.h) + place.i * a.q.row;
   });
   float m[kR], l[kR], acc[kR][F::kColumns];
   int head[kR], query[kR];
   FOVEA_UNROLL
   for (int r = 0; r < kR; ++r) {
-    const int row = smaller(block.row0 + ty * kR + r, block.rows - 1);
-    head[r] = block.head(row, a.N);
-    query[r] = row % a.N;
+    const RowPlace place = place_of(a, block, block.row0 + ty * kR + r);
+    head[r] = place.h;
+    query[r] = place.i;
     m[r] = -INFINITY;
     l[r] = 0.0f;
     if (!(a.sink == nullptr) && block.split == 0) {  // one key more
@@ -217,7 +218,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
       a.partial[part + 1] = l[r];
     } else {
       a.lse[at] = end.statistic;
-      a.suspect[at] = broken > 0.0f ? 1 : 0;
+      if (broken > 0.0f) a.suspect[at] = 1;
     }
   }
 }

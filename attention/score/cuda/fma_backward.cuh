@@ -114,13 +114,8 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
         a.dv.put(b * a.dv.batch + head * a.dv.head + owner * a.dv.row + d, second[r][c]);
     }
     broken = row_max(broken);
-    if (tx == 0 && owner < owners) {
-      const int64_t at = (int64_t{b} * heads + head) * owners + owner;
-      if (kKeys)
-        a.suspect_keys[at] = broken > 0.0f ? 1 : 0;
-      else
-        a.suspect[at] = broken > 0.0f ? 1 : 0;
-    }
+    if (tx == 0 && owner < owners && broken > 0.0f)
+      (kKeys ? a.suspect_keys : a.suspect)[(int64_t{b} * heads + head) * owners + owner] = 1;
   }
 }
 

@@ -50,7 +50,8 @@ struct ScoreCall : ScoreSizes {
   ScoreRows q, k, v, out;
   float* lse = nullptr;      // [B, H, N], in rule.h's words the row statistic
   float* partial = nullptr;  // with splits: [splits, B H N, Dv + 2]: acc, m, l
-  // Rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): computed again, exactly.
+  // Zeros before; 1 for rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): they
+  // are computed again, exactly.
   uint8_t *suspect = nullptr, *suspect_keys = nullptr;
   // Backward.
   ScoreRows dout, dq, dk, dv;
@@ -90,17 +91,26 @@ FOVEA_GPU_DECLARE(
       void name##_backward_bf16_small(const attention::ScoreCall& call, Stream stream); \
       void name##_backward_bf16_large(const attention::ScoreCall& call, Stream stream);)
 // `rule`, a ScoreRule, with these kernels.
-#define FOVEA_SCORE_RULE_ON_DEVICES(name, rule)                                             \
-  ::fovea::attention::on_devices(                                                           \
-      rule,                                                                                 \
-      [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) {                  \
-        const ::fovea::Stream stream = ::fovea::stream_of(device);                          \
-        FOVEA_CHECK(c.q.dtype == ::fovea::Dtype::f32, "score: no kernels for ", c.q.dtype); \
-        FOVEA_GPU_CALL(device, name##_forward_f32, c, stream);                              \
-      },                                                                                    \
-      [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) {                  \
-        const ::fovea::Stream stream = ::fovea::stream_of(device);                          \
-        FOVEA_GPU_CALL(device, name##_backward_f32, c, stream);                             \
+#define FOVEA_SCORE_RULE_ON_DEVICES(name, rule)                            \
+  ::fovea::attention::on_devices(                                          \
+      rule,                                                                \
+      [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) { \
+        const ::fovea::Stream stream = ::fovea::stream_of(device);         \
+        if (c.q.dtype == ::fovea::Dtype::f32)                              \
+          FOVEA_GPU_CALL(device, name##_forward_f32, c, stream);           \
+        else if (c.D <= 96 && c.Dv <= 96)                                  \
+          FOVEA_GPU_CALL(device, name##_forward_bf16_small, c, stream);    \
+        else                                                               \
+          FOVEA_GPU_CALL(device, name##_forward_bf16_large, c, stream);    \
+      },                                                                   \
+      [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) { \
+        const ::fovea::Stream stream = ::fovea::stream_of(device);         \
+        if (c.q.dtype == ::fovea::Dtype::f32)                              \
+          FOVEA_GPU_CALL(device, name##_backward_f32, c, stream);          \
+        else if (c.D <= 96 && c.Dv <= 96)                                  \
+          FOVEA_GPU_CALL(device, name##_backward_bf16_small, c, stream);   \
+        else                                                               \
+          FOVEA_GPU_CALL(device, name##_backward_bf16_large, c, stream);   \
       })
 
 namespace fovea::attention {

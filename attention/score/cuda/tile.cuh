@@ -13,9 +13,16 @@ namespace FOVEA_GPU {
 struct ForwardBlock {
   int b, h, hk, row0, rows, split;  // h: of row 0 when plain, the group's first when packed
   int tile0, tile1;                 // key tiles
-
-  __device__ int head(int r, int N) const { return h + r / N; }
 };
+struct RowPlace {
+  int h, i;
+};
+template <typename T>
+__device__ inline RowPlace place_of(const Arguments<T>& a, const ForwardBlock& block, int row) {
+  row = smaller(row, block.rows - 1);
+  if (!a.packed) return {block.h, row};
+  return {block.h + row / a.N, row % a.N};
+}
 
 template <typename T>
 __device__ inline ForwardBlock forward_block(const Arguments<T>& a, int tile_rows, int tile_keys) {

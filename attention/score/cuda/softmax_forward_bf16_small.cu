@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "attention/score/cuda/mma_forward.cuh"
+
+FOVEA_SCORE_KERNELS_DECLARE(softmax)
+
+namespace FOVEA_GPU {
+
+void softmax_forward_bf16_small(const attention::ScoreCall& call, Stream stream) {
+  mma_forward_small<SoftmaxRule>(call, stream);
+}
+
+}  // namespace FOVEA_GPU
