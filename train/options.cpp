@@ -1,10 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/options.h"
 
+#include "core/device.h"
 #include "data/source.h"
 #include "train/model_options.h"
 
 namespace fovea::train {
+
+namespace {
+
+std::vector<std::string> device_names() {
+  std::vector<std::string> names;
+  for (const Device device : devices_of_build()) names.emplace_back(fovea::name(device.kind));
+  return names;
+}
+
+}  // namespace
 
 void TrainOptions::describe(config::Fields& f) {
   f.add("steps", steps, "optimizer steps", config::at_least(1));
@@ -23,7 +34,7 @@ void TrainOptions::describe(config::Fields& f) {
         config::at_least(0));
   f.add("precision", precision, "activations; master weights and statistics stay f32",
         config::one_of({"f32", "bf16"}));
-  f.add("device", device, "where the step runs", config::one_of({"cpu"}));
+  f.add("device", device, "where the step runs", config::one_of(device_names()));
   f.add("threads", threads, "0: all cores", config::from_to(0, 1024));
   f.add("log_every", log_every, "steps between metrics lines", config::at_least(1));
   f.add("eval_every", eval_every, "steps between evaluations; 0: only at the end",
