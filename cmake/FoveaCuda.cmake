@@ -59,6 +59,8 @@ function(fovea_kernels folder target)
       set(wrapper ${CMAKE_BINARY_DIR}/interpreted/${name}.cpp)
       file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${name}\"\n")
       target_sources(${target} PRIVATE ${wrapper})
+      # "#pragma unroll" is nvcc's.
+      set_source_files_properties(${wrapper} PROPERTIES COMPILE_OPTIONS -Wno-unknown-pragmas)
     endforeach()
   endif()
   # Kernels about the interpreted device itself.

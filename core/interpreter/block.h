@@ -67,7 +67,8 @@ class Block {
     if (other == static_cast<unsigned>(t.id)) return true;
     const unsigned warp = other / kWarp, mine = static_cast<unsigned>(t.warp);
     if (known_[mine][warp] >= clock) return true;
-    return warp == mine && t.met_some && t.known[other % kWarp] >= clock;
+    return warp == mine && t.met_some &&
+           lanes_known_[static_cast<size_t>(t.id)][other % kWarp] >= clock;
   }
 
   uint32_t serial() const { return serial_; }
@@ -98,6 +99,9 @@ class Block {
   void resume(size_t i);
   void yield();
   bool resume_ready();
+  [[noreturn]] void cannot_meet(const Thread& t, unsigned lanes) const;
+  void check_apart(const Thread& t, const Thread& other) const;
+  void complete(Thread& t, unsigned lanes, bool (*act)(void*, void* const*), void* context);
   [[noreturn]] void stuck();
   void abandon();
   void shuffle();
@@ -123,6 +127,8 @@ class Block {
   // Vector clocks: known_[w][v] says up to which of its clocks warp v's accesses are before what
   // warp w does now.
   std::array<Clocks, kWarpsMost> known_{};
+  // The same within a warp, of threads that have met some of its lanes: by thread, then lane.
+  std::vector<Clocks> lanes_known_;
   uint32_t serial_ = 0;
   struct alignas(1024) Line {
     std::byte bytes[1024];
