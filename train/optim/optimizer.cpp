@@ -51,11 +51,20 @@ void for_blocks(const std::vector<Slot>& slots, F&& f) {
   });
 }
 
+Device device_of(const Parameters& parameters) {
+  return parameters.empty() ? kCpu : parameters.front().variable.value().device();
+}
+bool on_gpu(const std::vector<Slot>& slots) {
+  return !slots.empty() && !slots.front().first.device().is_cpu();
+}
+
 std::vector<Slot> make_slots(const Parameters& parameters, const OptimizerOptions& options,
                              bool second) {
   std::vector<Slot> slots;
   for (const nn::NamedParameter& p : parameters) {
     const Tensor& value = p.variable.value();
+    FOVEA_CHECK(value.device() == device_of(parameters), "optimizer: ", p.name, " is on ",
+                value.device(), " but ", parameters.front().name, " on ", device_of(parameters));
     FOVEA_CHECK(value.dtype() == Dtype::f32 && value.is_contiguous(), "optimizer: ", p.name, " is ",
                 value.dtype(), "; expected contiguous f32");
     const bool decays = is_embedding(p.name) ? options.decay_embeddings
@@ -84,21 +93,62 @@ void append_state(NamedTensors& out, const std::vector<Slot>& slots, const std::
   }
 }
 
+// ---- on a GPU device ----------------------------------------------------------------------------
+
+std::vector<DeviceRow> device_rows(const std::vector<Slot>& slots) {
+  std::vector<DeviceRow> rows;
+  for (const Slot& slot : slots)
+    if (slot.variable.grad().defined())
+      rows.push_back(
+          {slot.variable.value(), slot.variable.grad(), slot.first, slot.second, slot.decays});
+  return rows;
+}
+
+// The gradients alone, contiguous.
+std::vector<DeviceRow> gradient_rows(const Parameters& parameters) {
+  std::vector<DeviceRow> rows;
+  for (const nn::NamedParameter& p : parameters)
+    if (p.variable.grad().defined()) rows.push_back({{}, p.variable.grad().contiguous(), {}, {}});
+  return rows;
+}
+
+GradientFactor on_device(const Clip& clip) {
+  GradientFactor factor;
+  factor.value = static_cast<float>(clip.factor);
+  factor.norm = clip.norm.defined() ? clip.norm.data<float>() : nullptr;
+  factor.most = static_cast<float>(clip.most);
+  return factor;
+}
+
+// ---- rules --------------------------------------------------------------------------------------
+
+double on_host(const Clip& clip) {
+  if (!clip.norm.defined()) return clip.factor;
+  const double norm = clip.norm.item();
+  return norm > clip.most ? clip.most / norm : 1.0;
+}
+
 void adamw(const std::vector<Slot>& slots, const OptimizerOptions& o, int64_t t, double lr,
-           double factor) {
+           const Clip& clip, DeviceTable& table) {
   make_gradients_contiguous(slots);
   AdamwStep s{};
-  s.factor = static_cast<float>(factor);
   s.beta1 = static_cast<float>(o.beta1);
   s.beta2 = static_cast<float>(o.beta2);
   s.step_size = static_cast<float>(lr / (1.0 - std::pow(o.beta1, static_cast<double>(t))));
   s.root_scale =
       static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(o.beta2, static_cast<double>(t))));
   s.eps = static_cast<float>(o.eps);
-  const auto shrink = static_cast<float>(1.0 - lr * o.weight_decay);
+  s.shrink = static_cast<float>(1.0 - lr * o.weight_decay);
+  if (on_gpu(slots)) {
+    const Device device = slots.front().first.device();
+    FOVEA_GPU_CALL(device, adamw_step, table(device_rows(slots)), on_device(clip), s,
+                   stream_of(device));
+    return;
+  }
+  s.factor = static_cast<float>(on_host(clip));
   for_blocks(slots, [&](const Slot& slot, int64_t begin, int64_t n) {
     AdamwStep mine = s;
-    mine.shrink = slot.decays ? shrink : 1.0f;
+    if (!slot.decays) mine.shrink = 1.0f;
     FOVEA_SIMD_CALL(adamw_update, slot.variable.value().data<float>() + begin,
                     gradient(slot) + begin, slot.first.data<float>() + begin,
                     slot.second.data<float>() + begin, n, mine);
@@ -116,9 +166,12 @@ class Adamw final : public Optimizer {
   }
 
  private:
-  void update(double lr, double factor) override { adamw(slots_, options_, steps(), lr, factor); }
+  void update(double lr, const Clip& clip) override {
+    adamw(slots_, options_, steps(), lr, clip, table_);
+  }
   OptimizerOptions options_;
   std::vector<Slot> slots_;
+  DeviceTable table_;
 };
 
 // SGD with momentum, and Lion: one state tensor each.
@@ -133,9 +186,11 @@ class OneMoment final : public Optimizer {
   }
 
  private:
-  void update(double lr, double factor) override {
+  void update(double lr, const Clip& clip) override {
     make_gradients_contiguous(slots_);
     const bool lion = options_.kind == "lion";
+    if (on_gpu(slots_)) return update_on_device(lr, clip, lion);
+    const double factor = on_host(clip);
     for_blocks(slots_, [&](const Slot& slot, int64_t begin, int64_t n) {
       float* p = slot.variable.value().data<float>() + begin;
       const float* g = gradient(slot) + begin;
@@ -151,8 +206,23 @@ class OneMoment final : public Optimizer {
                         options_.nesterov, shrink);
     });
   }
+  void update_on_device(double lr, const Clip& clip, bool lion) {
+    const Device device = slots_.front().first.device();
+    const UpdateTable table = table_(device_rows(slots_));
+    const auto rate = static_cast<float>(lr);
+    const auto shrink = static_cast<float>(1.0 - lr * options_.weight_decay);
+    if (lion) {
+      const LionStep step{rate, static_cast<float>(options_.beta1),
+                          static_cast<float>(options_.beta2), shrink};
+      FOVEA_GPU_CALL(device, lion_step, table, on_device(clip), step, stream_of(device));
+    } else {
+      const SgdStep step{rate, static_cast<float>(options_.momentum), options_.nesterov, shrink};
+      FOVEA_GPU_CALL(device, sgd_step, table, on_device(clip), step, stream_of(device));
+    }
+  }
   OptimizerOptions options_;
   std::vector<Slot> slots_;
+  DeviceTable table_;
 };
 
 // Muon (Jordan et al. 2024): momentum, made nearly orthogonal by a quintic Newton-Schulz iteration.
@@ -178,27 +248,61 @@ class Muon final : public Optimizer {
   }
 
  private:
-  void update(double lr, double factor) override {
-    adamw(rest_, options_, steps(), options_.adam_lr * lr / options_.lr, factor);
+  void update(double lr, const Clip& clip) override {
+    adamw(rest_, options_, steps(), options_.adam_lr * lr / options_.lr, clip, rest_table_);
+    const std::vector<Tensor> directions = nesterov(clip);
+    size_t next = 0;
     for (const Slot& slot : matrices_) {
       if (!slot.variable.grad().defined()) continue;
       const Tensor& p = slot.variable.value();
-      scale_(slot.first, options_.momentum);
-      axpy_(slot.first, factor, slot.variable.grad());
-      Tensor direction = scale(slot.first, options_.momentum);  // Nesterov
-      axpy_(direction, factor, slot.variable.grad());
+      const Tensor& direction = directions[next++];
       const double aspect =
           std::sqrt(std::max(1.0, static_cast<double>(p.dim(0)) / static_cast<double>(p.dim(1))));
       scale_(p, 1.0 - lr * options_.weight_decay);
       axpy_(p, -lr * aspect, orthogonalised(direction));
     }
   }
+  // Of each matrix with a gradient: m <- mu m + g, and mu m + g.
+  std::vector<Tensor> nesterov(const Clip& clip) {
+    make_gradients_contiguous(matrices_);
+    std::vector<Tensor> directions;
+    if (on_gpu(matrices_)) {
+      std::vector<DeviceRow> rows = device_rows(matrices_);
+      for (DeviceRow& row : rows) directions.push_back(row.p = Tensor::empty_like(row.p));
+      const Device device = matrices_.front().first.device();
+      FOVEA_GPU_CALL(device, momentum_step, table_(rows), on_device(clip),
+                     static_cast<float>(options_.momentum), stream_of(device));
+      return directions;
+    }
+    const double factor = on_host(clip);
+    for (const Slot& slot : matrices_) {
+      if (!slot.variable.grad().defined()) continue;
+      scale_(slot.first, options_.momentum);
+      axpy_(slot.first, factor, slot.variable.grad());
+      directions.push_back(scale(slot.first, options_.momentum));
+      axpy_(directions.back(), factor, slot.variable.grad());
+    }
+    return directions;
+  }
+  // x / |x|
+  static Tensor normalised(const Tensor& x) {
+    if (x.device().is_cpu()) {
+      const double norm = std::sqrt(FOVEA_SIMD_CALL(sum_of_squares, x.data<float>(), x.numel()));
+      return scale(x, 1.0 / (norm + 1e-7));
+    }
+    const Tensor out = Tensor::empty_like(x);
+    DeviceTable one;
+    const UpdateTable table = one({{out, x, {}, {}}});
+    const Tensor norm = norm_on_device(table, x.device());
+    FOVEA_GPU_CALL(x.device(), scale_step, table, on_device({.norm = norm}), stream_of(x.device()));
+    return out;
+  }
   // X <- a X + (b A + c A A) X with A = X X^T, from X / |X|, over the shorter side.
   Tensor orthogonalised(const Tensor& g) const {
     constexpr double a = 3.4445, b = -4.7750, c = 2.0315;
     const bool tall = g.dim(0) > g.dim(1);
-    const double norm = std::sqrt(FOVEA_SIMD_CALL(sum_of_squares, g.data<float>(), g.numel()));
-    Tensor x = scale(tall ? g.transpose(0, 1).contiguous() : g, 1.0 / (norm + 1e-7));
+    Tensor x = normalised(g);
+    if (tall) x = x.transpose(0, 1).contiguous();
     for (int64_t i = 0; i < options_.newton_schulz; ++i) {
       const Tensor gram = matmul(x, x.transpose(0, 1));
       const Tensor polynomial = scale(gram, b);
@@ -211,6 +315,7 @@ class Muon final : public Optimizer {
   }
   OptimizerOptions options_;
   std::vector<Slot> matrices_, rest_;
+  DeviceTable table_, rest_table_;
 };
 
 }  // namespace
@@ -230,7 +335,15 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
   return std::make_unique<OneMoment>(options, parameters);
 }
 
+Tensor gradient_norm(const Parameters& parameters) {
+  const Device device = device_of(parameters);
+  if (device.is_cpu()) return Tensor::full({1}, global_norm(parameters));
+  DeviceTable table;
+  return norm_on_device(table(gradient_rows(parameters)), device);
+}
+
 double global_norm(const Parameters& parameters) {
+  if (!device_of(parameters).is_cpu()) return gradient_norm(parameters).item();
   std::vector<Tensor> keep;
   std::vector<std::pair<const float*, int64_t>> pieces;
   for (const nn::NamedParameter& p : parameters) {
@@ -277,6 +390,13 @@ void Ema::update() {
   FOVEA_CHECK(!swapped_,
               "ema: update while the averages stand in the parameters; end the Swap first");
   const auto rest = static_cast<float>(1.0 - decay_);
+  if (const Device device = device_of(parameters_); !device.is_cpu()) {
+    std::vector<DeviceRow> rows;
+    for (size_t i = 0; i < parameters_.size(); ++i)
+      rows.push_back({averages_[i].second, parameters_[i].variable.value(), {}, {}});
+    FOVEA_GPU_CALL(device, ema_step, table_(rows), rest, stream_of(device));
+    return;
+  }
   for (size_t i = 0; i < parameters_.size(); ++i) {
     float* average = averages_[i].second.data<float>();
     const float* value = parameters_[i].variable.value().data<float>();
@@ -295,9 +415,9 @@ Ema::Swap::Swap(Ema& ema) : ema_(ema) {
 void Ema::exchange() {
   swapped_ = !swapped_;
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    float* average = averages_[i].second.data<float>();
-    std::swap_ranges(average, average + averages_[i].second.numel(),
-                     parameters_[i].variable.value().data<float>());
+    const Tensor average = averages_[i].second.clone();
+    averages_[i].second.copy_(parameters_[i].variable.value());
+    parameters_[i].variable.value().copy_(average);
   }
 }
 
