@@ -21,9 +21,9 @@ uint32_t next_serial() {
   return ++count;
 }
 
-Stacks& stacks() {
-  static thread_local Stacks one;
-  return one;
+boost::context::stack_context stack_of_host_thread(size_t i) {
+  static thread_local Stacks stacks;
+  return stacks[i];
 }
 
 bool same_place(const Where& a, const Where& b) {
@@ -53,6 +53,7 @@ Block::Block(const LaunchSpec& spec, const std::function<void()>& body, Waits& w
   const Dim3& d = spec.block;
   threads_.resize(static_cast<size_t>(d.x) * d.y * d.z);
   fibers_.resize(threads_.size());
+  for (size_t i = 0; i < threads_.size(); ++i) stacks_.push_back(stack_of_host_thread(i));
   lanes_known_.resize(threads_.size());
   order_.resize(threads_.size());
   warps_.resize((threads_.size() + kWarp - 1) / kWarp);
@@ -328,7 +329,7 @@ void Block::fault_at(const Thread& t, const std::string& words, const Where& whe
 // ---- fibers -------------------------------------------------------------------------------------
 
 boost::context::fiber Block::start(size_t i) {
-  const boost::context::stack_context stack = stacks()[i];
+  const boost::context::stack_context& stack = stacks_[i];
   return boost::context::fiber(std::allocator_arg,
                                boost::context::preallocated(stack.sp, stack.size, stack), Keep{},
                                [this, i](boost::context::fiber&& scheduler) {
@@ -353,7 +354,7 @@ boost::context::fiber Block::start(size_t i) {
 
 void Block::resume(size_t i) {
   Thread* before = std::exchange(running, &threads_[i]);
-  const boost::context::stack_context stack = stacks()[i];
+  const boost::context::stack_context& stack = stacks_[i];
   StackSwitch change;
   change.leave(static_cast<char*>(stack.sp) - stack.size, stack.size);
   fibers_[i] = std::move(fibers_[i]).resume();
@@ -407,6 +408,32 @@ void Block::shuffle() {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX generator
     std::swap(order_[i - 1], order_[((random_ >> 32) * i) >> 32]);
   }
+}
+
+// ---- machine.h ----------------------------------------------------------------------------------
+
+void block_barrier(const Where& where) {
+  Thread& t = thread();
+  t.block->barrier(t, 0, 0, true, where);
+}
+
+void named_barrier(int id, int count, bool waits, const Where& where) {
+  if (id < 1 || id >= kBarriers) fault(concat("barrier ", id, " is not one of 1 to 15"), where);
+  if (count <= 0 || count % kWarp != 0)
+    fault(concat("barrier ", id, " counts ", count, " threads; expected a multiple of 32"), where);
+  Thread& t = thread();
+  t.block->barrier(t, id, count, waits, where);
+}
+
+void pause(const Where& where) {
+  Thread& t = thread();
+  t.block->spin(t, where);
+}
+
+void meet(const char* what, unsigned mask, void* deposit, bool (*act)(void*, void* const*),
+          void* context, const Where& where) {
+  Thread& t = thread();
+  t.block->meet(t, what, mask, deposit, act, context, where);
 }
 
 }  // namespace fovea::interpreted

@@ -114,6 +114,7 @@ class Block {
   const int64_t worker_;
   Dim3 index_;
   std::vector<Thread> threads_;
+  std::vector<boost::context::stack_context> stacks_;
   std::vector<boost::context::fiber> fibers_;
   boost::context::fiber back_;  // the scheduler, while a thread runs
   const void* scheduler_bottom_ = nullptr;

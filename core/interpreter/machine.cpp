@@ -44,30 +44,6 @@ void fault(const std::string& words, const Where& where) {
   t.block->fault_at(t, words, where);
 }
 
-void block_barrier(const Where& where) {
-  Thread& t = thread();
-  t.block->barrier(t, 0, 0, true, where);
-}
-
-void named_barrier(int id, int count, bool waits, const Where& where) {
-  if (id < 1 || id >= kBarriers) fault(concat("barrier ", id, " is not one of 1 to 15"), where);
-  if (count <= 0 || count % kWarp != 0)
-    fault(concat("barrier ", id, " counts ", count, " threads; expected a multiple of 32"), where);
-  Thread& t = thread();
-  t.block->barrier(t, id, count, waits, where);
-}
-
-void pause(const Where& where) {
-  Thread& t = thread();
-  t.block->spin(t, where);
-}
-
-void meet(const char* what, unsigned mask, void* deposit, bool (*act)(void*, void* const*),
-          void* context, const Where& where) {
-  Thread& t = thread();
-  t.block->meet(t, what, mask, deposit, act, context, where);
-}
-
 void run(const LaunchSpec& spec, const std::function<void()>& body) {
   const Dim3 &g = spec.grid, &b = spec.block;
   const int64_t threads = int64_t{b.x} * b.y * b.z;
