@@ -19,7 +19,7 @@ inline constexpr int kWarpsMost = 32;  // of a block
 // The order of lanes: as numbered when empty.
 std::optional<uint64_t>& seed();
 std::string describe(const Dim3& d);
-// "nn/cuda/norm.cu:42"
+// "train/optim/cuda/update.cu:42"
 std::string short_file(const Where& where);
 
 // For how many rounds each host thread of a launch has only seen threads that spin. When all have

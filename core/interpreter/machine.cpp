@@ -27,12 +27,12 @@ std::optional<uint64_t>& seed() {
 std::string describe(const Dim3& d) { return concat('(', d.x, ", ", d.y, ", ", d.z, ')'); }
 
 std::string short_file(const Where& where) {
-  const std::string_view file = where.file_name();
-  // Below the project's root: a kernel's path starts with one of its folders.
-  size_t at = file.size();
-  for (int part = 0; part < 3 && at != std::string_view::npos && at > 0; ++part)
-    at = file.rfind('/', at - 1);
-  return concat(file.substr(at == std::string_view::npos ? 0 : at + 1), ':', where.line());
+  // Below the project's root, which ends where this file's path in it begins.
+  constexpr std::string_view here = "core/interpreter/machine.cpp";
+  std::string_view root = Where::current().file_name(), file = where.file_name();
+  root.remove_suffix(std::min(root.size(), here.size()));
+  if (file.starts_with(root)) file.remove_prefix(root.size());
+  return concat(file, ':', where.line());
 }
 
 // ---- what threads call --------------------------------------------------------------------------
