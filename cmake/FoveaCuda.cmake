@@ -60,6 +60,8 @@ function(fovea_kernels folder target)
       file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${name}\"\n")
       set_source_files_properties(${wrapper} PROPERTIES COMPILE_OPTIONS -Wno-unknown-pragmas)  # unroll
       target_sources(${target} PRIVATE ${wrapper})
+      # "#pragma unroll" is nvcc's.
+      set_source_files_properties(${wrapper} PROPERTIES COMPILE_OPTIONS -Wno-unknown-pragmas)
     endforeach()
   endif()
   # Kernels about the interpreted device itself.

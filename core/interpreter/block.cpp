@@ -21,9 +21,9 @@ uint32_t next_serial() {
   return ++count;
 }
 
-Stacks& stacks() {
-  static thread_local Stacks one;
-  return one;
+boost::context::stack_context stack_of_host_thread(size_t i) {
+  static thread_local Stacks stacks;
+  return stacks[i];
 }
 
 bool same_place(const Where& a, const Where& b) {
@@ -53,6 +53,8 @@ Block::Block(const LaunchSpec& spec, const std::function<void()>& body, Waits& w
   const Dim3& d = spec.block;
   threads_.resize(static_cast<size_t>(d.x) * d.y * d.z);
   fibers_.resize(threads_.size());
+  for (size_t i = 0; i < threads_.size(); ++i) stacks_.push_back(stack_of_host_thread(i));
+  lanes_known_.resize(threads_.size());
   order_.resize(threads_.size());
   warps_.resize((threads_.size() + kWarp - 1) / kWarp);
   dynamic_.resize((spec.shared_bytes + sizeof(Line) - 1) / sizeof(Line));
@@ -147,42 +149,28 @@ void Block::spin(Thread& t, const Where& where) {
 void Block::meet(Thread& t, const char* what, unsigned mask, void* deposit,
                  bool (*act)(void*, void* const*), void* context, const Where& where) {
   Warp& w = warps_[static_cast<size_t>(t.warp)];
-  const size_t base = static_cast<size_t>(t.warp) * kWarp;
-  const auto lane_of = [&](unsigned lanes) { return std::countr_zero(lanes); };
   // The last warp of a block that is no multiple of 32 has fewer lanes.
   const unsigned lanes = mask == kAllLanes ? w.exist : mask;
-  if ((mask & bit(t.lane)) == 0)
-    fault(concat(what, ": lane ", t.lane, " is not in its own mask ", hexadecimal(mask)), where);
-  if ((lanes & ~w.exist) != 0)
-    fault(concat(what, ": lane ", lane_of(lanes & ~w.exist), " of the mask does not exist"), where);
-  if ((lanes & w.left) != 0)
-    fault(concat(what, ": lane ", lane_of(lanes & w.left), " has left the kernel"), where);
   t.what = what;
   t.mask = mask;
   t.act = act;
   t.deposit = deposit;
   t.where = where;
   t.polled = nullptr;
-  // Whether a waiting lane waits for this meeting. One that waits for this lane elsewhere never
-  // will.
+  if ((mask & bit(t.lane)) == 0 || (lanes & (~w.exist | w.left)) != 0) cannot_meet(t, lanes);
+  // Whether a waiting lane waits for this meeting.
   const auto is_here = [&](int lane) {
-    const Thread& other = threads_[base + static_cast<size_t>(lane)];
-    const bool same = other.act == act && other.mask == mask;
-    if (same && (what != kBlockBarrier || same_place(other.where, where))) return true;
-    if (same)
-      fault(concat("the barrier of the block diverges: thread ", describe(other.index),
-                   " waits for it at ", short_file(other.where)),
-            where);
-    if ((other.mask & bit(t.lane)) != 0)
-      fault(concat(what, ": lane ", lane, " of the warp is at ", other.what, " at ",
-                   short_file(other.where), other.act == act ? " with another mask" : ""),
-            where);
+    const Thread& other = threads_[static_cast<size_t>(t.warp * kWarp + lane)];
+    if (other.act == act && other.mask == mask &&
+        (what != kBlockBarrier || same_place(other.where, where)))
+      return true;
+    check_apart(t, other);
     return false;
   };
   const unsigned there = w.meeting & lanes;
   if (w.meeting == 0)
     w.mixed = false;
-  else if (there == 0 || !is_here(lane_of(there)))
+  else if (there == 0 || !is_here(std::countr_zero(there)))
     w.mixed = true;
   unsigned here = bit(t.lane);
   if (w.mixed)
@@ -195,10 +183,41 @@ void Block::meet(Thread& t, const char* what, unsigned mask, void* deposit,
     yield();
     return;
   }
+  complete(t, lanes, act, context);
+}
+
+[[gnu::cold]] void Block::cannot_meet(const Thread& t, unsigned lanes) const {
+  const Warp& w = warps_[static_cast<size_t>(t.warp)];
+  if ((lanes & bit(t.lane)) == 0)
+    fault(concat(t.what, ": lane ", t.lane, " is not in its own mask ", hexadecimal(t.mask)),
+          t.where);
+  if ((lanes & ~w.exist) != 0)
+    fault(concat(t.what, ": lane ", std::countr_zero(lanes & ~w.exist),
+                 " of the mask does not exist"),
+          t.where);
+  fault(concat(t.what, ": lane ", std::countr_zero(lanes & w.left), " has left the kernel"),
+        t.where);
+}
+
+// Of two lanes at different meetings: one that waits for the other elsewhere waits in vain.
+[[gnu::cold]] void Block::check_apart(const Thread& t, const Thread& other) const {
+  if ((other.mask & bit(t.lane)) == 0) return;
+  if (t.what == kBlockBarrier && other.what == kBlockBarrier)
+    fault(concat("the barrier of the block diverges: thread ", describe(other.index),
+                 " waits for it at ", short_file(other.where)),
+          t.where);
+  fault(concat(t.what, ": lane ", other.lane, " of the warp is at ", other.what, " at ",
+               short_file(other.where), other.act == t.act ? " with another mask" : ""),
+        t.where);
+}
+
+// All lanes are here. Apart from meet, whose frame stands on every stack that waits.
+[[gnu::noinline]] void Block::complete(Thread& t, unsigned lanes, bool (*act)(void*, void* const*),
+                                       void* context) {
+  Warp& w = warps_[static_cast<size_t>(t.warp)];
+  const Thread* const first = &threads_[static_cast<size_t>(t.warp) * kWarp];
   std::array<void*, kWarp> deposits{};
-  for_lanes(lanes, [&](int lane) {
-    deposits[static_cast<size_t>(lane)] = threads_[base + static_cast<size_t>(lane)].deposit;
-  });
+  for_lanes(lanes, [&](int lane) { deposits[static_cast<size_t>(lane)] = first[lane].deposit; });
   join(t.warp, lanes);
   w.meeting &= ~lanes;
   if (act(context, deposits.data())) {
@@ -288,15 +307,15 @@ void Block::join(int warp, unsigned lanes) {
     });
     return;
   }
-  std::array<uint32_t, kWarp> most{};
+  Clocks most{};
+  Clocks* const lanes_known = &lanes_known_[static_cast<size_t>(warp) * kWarp];
   for_lanes(lanes, [&](int lane) {
-    const Thread& t = first[lane];
-    if (t.met_some)
-      for (size_t i = 0; i < most.size(); ++i) most[i] = std::max(most[i], t.known[i]);
+    if (!first[lane].met_some) return;
+    for (size_t i = 0; i < most.size(); ++i) most[i] = std::max(most[i], lanes_known[lane][i]);
   });
   for_lanes(lanes, [&](int lane) { most[static_cast<size_t>(lane)] = first[lane].clock; });
   for_lanes(lanes, [&](int lane) {
-    first[lane].known = most;
+    lanes_known[lane] = most;
     first[lane].met_some = true;
     ++first[lane].clock;
   });
@@ -310,7 +329,7 @@ void Block::fault_at(const Thread& t, const std::string& words, const Where& whe
 // ---- fibers -------------------------------------------------------------------------------------
 
 boost::context::fiber Block::start(size_t i) {
-  const boost::context::stack_context stack = stacks()[i];
+  const boost::context::stack_context& stack = stacks_[i];
   return boost::context::fiber(std::allocator_arg,
                                boost::context::preallocated(stack.sp, stack.size, stack), Keep{},
                                [this, i](boost::context::fiber&& scheduler) {
@@ -335,7 +354,7 @@ boost::context::fiber Block::start(size_t i) {
 
 void Block::resume(size_t i) {
   Thread* before = std::exchange(running, &threads_[i]);
-  const boost::context::stack_context stack = stacks()[i];
+  const boost::context::stack_context& stack = stacks_[i];
   StackSwitch change;
   change.leave(static_cast<char*>(stack.sp) - stack.size, stack.size);
   fibers_[i] = std::move(fibers_[i]).resume();
@@ -389,6 +408,32 @@ void Block::shuffle() {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX generator
     std::swap(order_[i - 1], order_[((random_ >> 32) * i) >> 32]);
   }
+}
+
+// ---- machine.h ----------------------------------------------------------------------------------
+
+void block_barrier(const Where& where) {
+  Thread& t = thread();
+  t.block->barrier(t, 0, 0, true, where);
+}
+
+void named_barrier(int id, int count, bool waits, const Where& where) {
+  if (id < 1 || id >= kBarriers) fault(concat("barrier ", id, " is not one of 1 to 15"), where);
+  if (count <= 0 || count % kWarp != 0)
+    fault(concat("barrier ", id, " counts ", count, " threads; expected a multiple of 32"), where);
+  Thread& t = thread();
+  t.block->barrier(t, id, count, waits, where);
+}
+
+void pause(const Where& where) {
+  Thread& t = thread();
+  t.block->spin(t, where);
+}
+
+void meet(const char* what, unsigned mask, void* deposit, bool (*act)(void*, void* const*),
+          void* context, const Where& where) {
+  Thread& t = thread();
+  t.block->meet(t, what, mask, deposit, act, context, where);
 }
 
 }  // namespace fovea::interpreted

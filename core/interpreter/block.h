@@ -19,7 +19,7 @@ inline constexpr int kWarpsMost = 32;  // of a block
 // The order of lanes: as numbered when empty.
 std::optional<uint64_t>& seed();
 std::string describe(const Dim3& d);
-// "nn/cuda/norm.cu:42"
+// "train/optim/cuda/update.cu:42"
 std::string short_file(const Where& where);
 
 // For how many rounds each host thread of a launch has only seen threads that spin. When all have
@@ -67,7 +67,8 @@ class Block {
     if (other == static_cast<unsigned>(t.id)) return true;
     const unsigned warp = other / kWarp, mine = static_cast<unsigned>(t.warp);
     if (known_[mine][warp] >= clock) return true;
-    return warp == mine && t.met_some && t.known[other % kWarp] >= clock;
+    return warp == mine && t.met_some &&
+           lanes_known_[static_cast<size_t>(t.id)][other % kWarp] >= clock;
   }
 
   uint32_t serial() const { return serial_; }
@@ -98,6 +99,9 @@ class Block {
   void resume(size_t i);
   void yield();
   bool resume_ready();
+  [[noreturn]] void cannot_meet(const Thread& t, unsigned lanes) const;
+  void check_apart(const Thread& t, const Thread& other) const;
+  void complete(Thread& t, unsigned lanes, bool (*act)(void*, void* const*), void* context);
   [[noreturn]] void stuck();
   void abandon();
   void shuffle();
@@ -110,6 +114,7 @@ class Block {
   const int64_t worker_;
   Dim3 index_;
   std::vector<Thread> threads_;
+  std::vector<boost::context::stack_context> stacks_;
   std::vector<boost::context::fiber> fibers_;
   boost::context::fiber back_;  // the scheduler, while a thread runs
   const void* scheduler_bottom_ = nullptr;
@@ -123,6 +128,8 @@ class Block {
   // Vector clocks: known_[w][v] says up to which of its clocks warp v's accesses are before what
   // warp w does now.
   std::array<Clocks, kWarpsMost> known_{};
+  // The same within a warp, of threads that have met some of its lanes: by thread, then lane.
+  std::vector<Clocks> lanes_known_;
   uint32_t serial_ = 0;
   struct alignas(1024) Line {
     std::byte bytes[1024];

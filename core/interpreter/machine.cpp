@@ -28,12 +28,12 @@ std::optional<uint64_t>& seed() {
 std::string describe(const Dim3& d) { return concat('(', d.x, ", ", d.y, ", ", d.z, ')'); }
 
 std::string short_file(const Where& where) {
-  const std::string_view file = where.file_name();
-  // Below the project's root: a kernel's path starts with one of its folders.
-  size_t at = file.size();
-  for (int part = 0; part < 3 && at != std::string_view::npos && at > 0; ++part)
-    at = file.rfind('/', at - 1);
-  return concat(file.substr(at == std::string_view::npos ? 0 : at + 1), ':', where.line());
+  // Below the project's root, which ends where this file's path in it begins.
+  constexpr std::string_view here = "core/interpreter/machine.cpp";
+  std::string_view root = Where::current().file_name(), file = where.file_name();
+  root.remove_suffix(std::min(root.size(), here.size()));
+  if (file.starts_with(root)) file.remove_prefix(root.size());
+  return concat(file, ':', where.line());
 }
 
 // ---- what threads call --------------------------------------------------------------------------
@@ -43,30 +43,6 @@ void fault_outside_kernel() { fovea::detail::fail("interpreter: used outside a k
 void fault(const std::string& words, const Where& where) {
   const Thread& t = thread();
   t.block->fault_at(t, words, where);
-}
-
-void block_barrier(const Where& where) {
-  Thread& t = thread();
-  t.block->barrier(t, 0, 0, true, where);
-}
-
-void named_barrier(int id, int count, bool waits, const Where& where) {
-  if (id < 1 || id >= kBarriers) fault(concat("barrier ", id, " is not one of 1 to 15"), where);
-  if (count <= 0 || count % kWarp != 0)
-    fault(concat("barrier ", id, " counts ", count, " threads; expected a multiple of 32"), where);
-  Thread& t = thread();
-  t.block->barrier(t, id, count, waits, where);
-}
-
-void pause(const Where& where) {
-  Thread& t = thread();
-  t.block->spin(t, where);
-}
-
-void meet(const char* what, unsigned mask, void* deposit, bool (*act)(void*, void* const*),
-          void* context, const Where& where) {
-  Thread& t = thread();
-  t.block->meet(t, what, mask, deposit, act, context, where);
 }
 
 void run(const LaunchSpec& spec, const std::function<void()>& body) {

@@ -13,7 +13,6 @@
 //
 // FOVEA_INTERPRETER_SEED=n runs lanes in an order drawn from n, a new one between any two meetings.
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -42,25 +41,22 @@ inline constexpr unsigned kAllLanes = 0xffffffffu;
 class Block;
 struct Span;
 
-// One CUDA thread.
-struct Thread {
-  Dim3 index, block_index, block_dim, grid_dim;
+// One CUDA thread. What every meeting touches comes first.
+struct alignas(64) Thread {
   int id = 0, lane = 0, warp = 0;
-  Block* block = nullptr;
-  // Where it waits, if it does, and with what.
-  const char* what = "";
-  Where where{};
+  // Counts the meetings it has passed.
+  uint32_t clock = 1;
+  bool met_some = false;  // of its warp, without the rest, since the whole warp met
+  bool left = false;      // the kernel
   unsigned mask = 0;
+  // Where it waits, if it does, and with what.
   bool (*act)(void*, void* const*) = nullptr;
   void* deposit = nullptr;
+  const char* what = "";
+  Where where{};
+  Block* block = nullptr;
   const void* polled = nullptr;  // the last load_acquire's address, until it spins or meets
-  bool left = false;             // the kernel
-  // Counts the meetings it has passed. Its accesses to shared memory up to known[lane] of a lane of
-  // its warp, where some lanes have met without the rest, are before what it does now (Block has
-  // what whole warps know).
-  uint32_t clock = 1;
-  bool met_some = false;
-  std::array<uint32_t, 32> known{};
+  Dim3 index, block_index, block_dim, grid_dim;
   // Copies on their way to shared memory (cp.async); they arrive when waited for.
   struct Copy {
     Span* span;
@@ -69,8 +65,8 @@ struct Thread {
     size_t bytes, zeros;  // zeros: written behind the bytes
     int group;
   };
-  std::vector<Copy> copies;
   int copy_group = 0;
+  std::vector<Copy> copies;
 };
 
 // The thread that runs now. Outside kernels there is none, and this throws.

@@ -195,6 +195,8 @@ class Shared {
 // one after another.
 template <typename T, size_t N>
 class SharedArray {
+  static_assert(sizeof(T[N]) <= size_t{48} << 10, "more than 48 KiB: use dynamic_shared");
+
  public:
   explicit SharedArray(const char* name) {
     prepare(span_, reinterpret_cast<std::byte*>(values_), sizeof(values_), name);

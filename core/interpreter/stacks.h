@@ -39,7 +39,7 @@ class Stacks {
       stacks_.push_back(stack);
     }
     // Tops at different lines of a page: those at equal ones would share a few sets of the cache.
-    const size_t shift = i % 48 * 64;
+    const size_t shift = i % 16 * 256;
     boost::context::stack_context stack;
     stack.size = kStack - shift;
     stack.sp = static_cast<char*>(stacks_[i]) + stack.size;

@@ -3,15 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <map>
-#include <span>
 
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
 #include "core/parallel.h"
 #include "train/optim/cpu/kernels.h"
-#include "train/optim/cuda/kernels.h"
 
 namespace fovea::train {
 namespace {
@@ -54,61 +51,11 @@ void for_blocks(const std::vector<Slot>& slots, F&& f) {
   });
 }
 
-// ---- on a GPU device: one launch over all pieces ------------------------------------------------
-
-// The table of pieces on the device; sent again only when an address or a number has changed.
-class PieceTable {
- public:
-  // Adds `count` elements in pieces; pointers that are null stay so.
-  void add(float* value, const float* gradient, float* first, float* second, int64_t count,
-           float shrink) {
-    const auto at = [](auto* p, int64_t i) { return p == nullptr ? nullptr : p + i; };
-    for (int64_t begin = 0; begin < count; begin += kOptimizerPiece) {
-      OptimizerPiece piece{};  // with its padding, which is compared too
-      piece.value = at(value, begin);
-      piece.gradient = at(gradient, begin);
-      piece.first = at(first, begin);
-      piece.second = at(second, begin);
-      piece.count = std::min(kOptimizerPiece, count - begin);
-      piece.shrink = shrink;
-      next_.push_back(piece);
-    }
-  }
-  // What was added since the last call, on the device.
-  const OptimizerPiece* send(Device device) {
-    const auto bytes = next_.size() * sizeof(OptimizerPiece);
-    if (next_.size() != now_.size() || std::memcmp(next_.data(), now_.data(), bytes) != 0) {
-      const auto* begin = reinterpret_cast<const uint8_t*>(next_.data());
-      table_ = Tensor::from(std::span<const uint8_t>(begin, bytes), {static_cast<int64_t>(bytes)},
-                            device);
-    }
-    now_.swap(next_);
-    next_.clear();
-    return reinterpret_cast<const OptimizerPiece*>(table_.raw());
-  }
-  int64_t count() const { return static_cast<int64_t>(now_.size()); }
-
- private:
-  std::vector<OptimizerPiece> next_, now_;
-  Tensor table_;
-};
-
-float* floats(const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; }
-
-// All slots that have a gradient.
-const OptimizerPiece* send_slots(PieceTable& table, const std::vector<Slot>& slots, float shrink,
-                                 Device device) {
-  for (const Slot& slot : slots) {
-    const Tensor& gradient = slot.variable.grad();
-    if (!gradient.defined()) continue;
-    table.add(floats(slot.variable.value()), floats(gradient), floats(slot.first),
-              floats(slot.second), gradient.numel(), slot.decays ? shrink : 1.0f);
-  }
-  return table.send(device);
+Device device_of(const Parameters& parameters) {
+  return parameters.empty() ? kCpu : parameters.front().variable.value().device();
 }
-
-Device device_of(const std::vector<Slot>& slots) {
-  return slots.empty() ? kCpu : slots[0].variable.value().device();
+bool on_gpu(const std::vector<Slot>& slots) {
+  return !slots.empty() && !slots.front().first.device().is_cpu();
 }
 
 std::vector<Slot> make_slots(const Parameters& parameters, const OptimizerOptions& options,
@@ -116,6 +63,8 @@ std::vector<Slot> make_slots(const Parameters& parameters, const OptimizerOption
   std::vector<Slot> slots;
   for (const nn::NamedParameter& p : parameters) {
     const Tensor& value = p.variable.value();
+    FOVEA_CHECK(value.device() == device_of(parameters), "optimizer: ", p.name, " is on ",
+                value.device(), " but ", parameters.front().name, " on ", device_of(parameters));
     FOVEA_CHECK(value.dtype() == Dtype::f32 && value.is_contiguous(), "optimizer: ", p.name, " is ",
                 value.dtype(), "; expected contiguous f32");
     const bool decays = is_embedding(p.name) ? options.decay_embeddings
@@ -144,26 +93,62 @@ void append_state(NamedTensors& out, const std::vector<Slot>& slots, const std::
   }
 }
 
-void adamw(const std::vector<Slot>& slots, PieceTable& table, const OptimizerOptions& o, int64_t t,
-           double lr, double factor) {
+// ---- on a GPU device ----------------------------------------------------------------------------
+
+std::vector<DeviceRow> device_rows(const std::vector<Slot>& slots) {
+  std::vector<DeviceRow> rows;
+  for (const Slot& slot : slots)
+    if (slot.variable.grad().defined())
+      rows.push_back(
+          {slot.variable.value(), slot.variable.grad(), slot.first, slot.second, slot.decays});
+  return rows;
+}
+
+// The gradients alone, contiguous.
+std::vector<DeviceRow> gradient_rows(const Parameters& parameters) {
+  std::vector<DeviceRow> rows;
+  for (const nn::NamedParameter& p : parameters)
+    if (p.variable.grad().defined()) rows.push_back({{}, p.variable.grad().contiguous(), {}, {}});
+  return rows;
+}
+
+GradientFactor on_device(const Clip& clip) {
+  GradientFactor factor;
+  factor.value = static_cast<float>(clip.factor);
+  factor.norm = clip.norm.defined() ? clip.norm.data<float>() : nullptr;
+  factor.most = static_cast<float>(clip.most);
+  return factor;
+}
+
+// ---- rules --------------------------------------------------------------------------------------
+
+double on_host(const Clip& clip) {
+  if (!clip.norm.defined()) return clip.factor;
+  const double norm = clip.norm.item();
+  return norm > clip.most ? clip.most / norm : 1.0;
+}
+
+void adamw(const std::vector<Slot>& slots, const OptimizerOptions& o, int64_t t, double lr,
+           const Clip& clip, DeviceTable& table) {
   make_gradients_contiguous(slots);
   AdamwStep s{};
-  s.factor = static_cast<float>(factor);
   s.beta1 = static_cast<float>(o.beta1);
   s.beta2 = static_cast<float>(o.beta2);
   s.step_size = static_cast<float>(lr / (1.0 - std::pow(o.beta1, static_cast<double>(t))));
   s.root_scale =
       static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(o.beta2, static_cast<double>(t))));
   s.eps = static_cast<float>(o.eps);
-  const auto shrink = static_cast<float>(1.0 - lr * o.weight_decay);
-  if (const Device device = device_of(slots); !device.is_cpu()) {
-    const OptimizerPiece* pieces = send_slots(table, slots, shrink, device);
-    FOVEA_GPU_CALL(device, adamw_pieces, pieces, table.count(), s, stream_of(device));
+  s.shrink = static_cast<float>(1.0 - lr * o.weight_decay);
+  if (on_gpu(slots)) {
+    const Device device = slots.front().first.device();
+    FOVEA_GPU_CALL(device, adamw_step, table(device_rows(slots)), on_device(clip), s,
+                   stream_of(device));
     return;
   }
+  s.factor = static_cast<float>(on_host(clip));
   for_blocks(slots, [&](const Slot& slot, int64_t begin, int64_t n) {
     AdamwStep mine = s;
-    mine.shrink = slot.decays ? shrink : 1.0f;
+    if (!slot.decays) mine.shrink = 1.0f;
     FOVEA_SIMD_CALL(adamw_update, slot.variable.value().data<float>() + begin,
                     gradient(slot) + begin, slot.first.data<float>() + begin,
                     slot.second.data<float>() + begin, n, mine);
@@ -181,12 +166,12 @@ class Adamw final : public Optimizer {
   }
 
  private:
-  void update(double lr, double factor) override {
-    adamw(slots_, table_, options_, steps(), lr, factor);
+  void update(double lr, const Clip& clip) override {
+    adamw(slots_, options_, steps(), lr, clip, table_);
   }
   OptimizerOptions options_;
   std::vector<Slot> slots_;
-  PieceTable table_;
+  DeviceTable table_;
 };
 
 // SGD with momentum, and Lion: one state tensor each.
@@ -201,24 +186,11 @@ class OneMoment final : public Optimizer {
   }
 
  private:
-  void update(double lr, double factor) override {
+  void update(double lr, const Clip& clip) override {
     make_gradients_contiguous(slots_);
     const bool lion = options_.kind == "lion";
-    if (const Device device = device_of(slots_); !device.is_cpu()) {
-      MomentumStep step{};
-      step.factor = static_cast<float>(factor);
-      step.lr = static_cast<float>(lr);
-      step.beta1 = static_cast<float>(lion ? options_.beta1 : options_.momentum);
-      step.beta2 = static_cast<float>(options_.beta2);
-      step.nesterov = options_.nesterov;
-      const OptimizerPiece* pieces =
-          send_slots(table_, slots_, static_cast<float>(1.0 - lr * options_.weight_decay), device);
-      if (lion)
-        FOVEA_GPU_CALL(device, lion_pieces, pieces, table_.count(), step, stream_of(device));
-      else
-        FOVEA_GPU_CALL(device, sgd_pieces, pieces, table_.count(), step, stream_of(device));
-      return;
-    }
+    if (on_gpu(slots_)) return update_on_device(lr, clip, lion);
+    const double factor = on_host(clip);
     for_blocks(slots_, [&](const Slot& slot, int64_t begin, int64_t n) {
       float* p = slot.variable.value().data<float>() + begin;
       const float* g = gradient(slot) + begin;
@@ -234,40 +206,24 @@ class OneMoment final : public Optimizer {
                         options_.nesterov, shrink);
     });
   }
+  void update_on_device(double lr, const Clip& clip, bool lion) {
+    const Device device = slots_.front().first.device();
+    const UpdateTable table = table_(device_rows(slots_));
+    const auto rate = static_cast<float>(lr);
+    const auto shrink = static_cast<float>(1.0 - lr * options_.weight_decay);
+    if (lion) {
+      const LionStep step{rate, static_cast<float>(options_.beta1),
+                          static_cast<float>(options_.beta2), shrink};
+      FOVEA_GPU_CALL(device, lion_step, table, on_device(clip), step, stream_of(device));
+    } else {
+      const SgdStep step{rate, static_cast<float>(options_.momentum), options_.nesterov, shrink};
+      FOVEA_GPU_CALL(device, sgd_step, table, on_device(clip), step, stream_of(device));
+    }
+  }
   OptimizerOptions options_;
   std::vector<Slot> slots_;
-  PieceTable table_;
+  DeviceTable table_;
 };
-
-// Root of the sum of squares of contiguous f32 tensors on one device.
-double norm_of(const std::vector<Tensor>& tensors) {
-  if (tensors.empty()) return 0.0;
-  if (const Device device = tensors[0].device(); !device.is_cpu()) {
-    PieceTable table;
-    for (const Tensor& t : tensors)
-      table.add(nullptr, floats(t), nullptr, nullptr, t.numel(), 1.0f);
-    const OptimizerPiece* pieces = table.send(device);
-    const Tensor partial = Tensor::empty({std::max<int64_t>(1, table.count())}, Dtype::i64, device),
-                 total = Tensor::empty({}, Dtype::f32, device);
-    FOVEA_GPU_CALL(device, norm_of_pieces, floats(total), partial.raw(), pieces, table.count(),
-                   stream_of(device));
-    return total.item();
-  }
-  std::vector<std::pair<const float*, int64_t>> pieces;
-  for (const Tensor& t : tensors) {
-    const int64_t n = t.numel();
-    for (int64_t begin = 0; begin < n; begin += kBlock)
-      pieces.emplace_back(t.data<float>() + begin, std::min(kBlock, n - begin));
-  }
-  std::vector<double> sums(pieces.size());
-  parallel_for(0, static_cast<int64_t>(pieces.size()), 4, [&](int64_t from, int64_t to) {
-    for (auto i = static_cast<size_t>(from); i < static_cast<size_t>(to); ++i)
-      sums[i] = FOVEA_SIMD_CALL(sum_of_squares, pieces[i].first, pieces[i].second);
-  });
-  double total = 0.0;
-  for (const double sum : sums) total += sum;
-  return std::sqrt(total);
-}
 
 // Muon (Jordan et al. 2024): momentum, made nearly orthogonal by a quintic Newton-Schulz iteration.
 // For hidden matrices; embeddings, heads and vectors take AdamW with adam_lr under the same
@@ -292,27 +248,61 @@ class Muon final : public Optimizer {
   }
 
  private:
-  void update(double lr, double factor) override {
-    adamw(rest_, table_, options_, steps(), options_.adam_lr * lr / options_.lr, factor);
+  void update(double lr, const Clip& clip) override {
+    adamw(rest_, options_, steps(), options_.adam_lr * lr / options_.lr, clip, rest_table_);
+    const std::vector<Tensor> directions = nesterov(clip);
+    size_t next = 0;
     for (const Slot& slot : matrices_) {
       if (!slot.variable.grad().defined()) continue;
       const Tensor& p = slot.variable.value();
-      scale_(slot.first, options_.momentum);
-      axpy_(slot.first, factor, slot.variable.grad());
-      Tensor direction = scale(slot.first, options_.momentum);  // Nesterov
-      axpy_(direction, factor, slot.variable.grad());
+      const Tensor& direction = directions[next++];
       const double aspect =
           std::sqrt(std::max(1.0, static_cast<double>(p.dim(0)) / static_cast<double>(p.dim(1))));
       scale_(p, 1.0 - lr * options_.weight_decay);
       axpy_(p, -lr * aspect, orthogonalised(direction));
     }
   }
+  // Of each matrix with a gradient: m <- mu m + g, and mu m + g.
+  std::vector<Tensor> nesterov(const Clip& clip) {
+    make_gradients_contiguous(matrices_);
+    std::vector<Tensor> directions;
+    if (on_gpu(matrices_)) {
+      std::vector<DeviceRow> rows = device_rows(matrices_);
+      for (DeviceRow& row : rows) directions.push_back(row.p = Tensor::empty_like(row.p));
+      const Device device = matrices_.front().first.device();
+      FOVEA_GPU_CALL(device, momentum_step, table_(rows), on_device(clip),
+                     static_cast<float>(options_.momentum), stream_of(device));
+      return directions;
+    }
+    const double factor = on_host(clip);
+    for (const Slot& slot : matrices_) {
+      if (!slot.variable.grad().defined()) continue;
+      scale_(slot.first, options_.momentum);
+      axpy_(slot.first, factor, slot.variable.grad());
+      directions.push_back(scale(slot.first, options_.momentum));
+      axpy_(directions.back(), factor, slot.variable.grad());
+    }
+    return directions;
+  }
+  // x / |x|
+  static Tensor normalised(const Tensor& x) {
+    if (x.device().is_cpu()) {
+      const double norm = std::sqrt(FOVEA_SIMD_CALL(sum_of_squares, x.data<float>(), x.numel()));
+      return scale(x, 1.0 / (norm + 1e-7));
+    }
+    const Tensor out = Tensor::empty_like(x);
+    DeviceTable one;
+    const UpdateTable table = one({{out, x, {}, {}}});
+    const Tensor norm = norm_on_device(table, x.device());
+    FOVEA_GPU_CALL(x.device(), scale_step, table, on_device({.norm = norm}), stream_of(x.device()));
+    return out;
+  }
   // X <- a X + (b A + c A A) X with A = X X^T, from X / |X|, over the shorter side.
   Tensor orthogonalised(const Tensor& g) const {
     constexpr double a = 3.4445, b = -4.7750, c = 2.0315;
     const bool tall = g.dim(0) > g.dim(1);
-    const double norm = norm_of({g});
-    Tensor x = scale(tall ? g.transpose(0, 1).contiguous() : g, 1.0 / (norm + 1e-7));
+    Tensor x = normalised(g);
+    if (tall) x = x.transpose(0, 1).contiguous();
     for (int64_t i = 0; i < options_.newton_schulz; ++i) {
       const Tensor gram = matmul(x, x.transpose(0, 1));
       const Tensor polynomial = scale(gram, b);
@@ -325,7 +315,7 @@ class Muon final : public Optimizer {
   }
   OptimizerOptions options_;
   std::vector<Slot> matrices_, rest_;
-  PieceTable table_;
+  DeviceTable table_, rest_table_;
 };
 
 }  // namespace
@@ -345,12 +335,32 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
   return std::make_unique<OneMoment>(options, parameters);
 }
 
+Tensor gradient_norm(const Parameters& parameters) {
+  const Device device = device_of(parameters);
+  if (device.is_cpu()) return Tensor::full({1}, global_norm(parameters));
+  DeviceTable table;
+  return norm_on_device(table(gradient_rows(parameters)), device);
+}
+
 double global_norm(const Parameters& parameters) {
-  std::vector<Tensor> gradients;
+  if (!device_of(parameters).is_cpu()) return gradient_norm(parameters).item();
+  std::vector<Tensor> keep;
+  std::vector<std::pair<const float*, int64_t>> pieces;
   for (const nn::NamedParameter& p : parameters) {
-    if (p.variable.grad().defined()) gradients.push_back(p.variable.grad().contiguous());
+    if (!p.variable.grad().defined()) continue;
+    keep.push_back(p.variable.grad().contiguous());
+    const int64_t n = keep.back().numel();
+    for (int64_t begin = 0; begin < n; begin += kBlock)
+      pieces.emplace_back(keep.back().data<float>() + begin, std::min(kBlock, n - begin));
   }
-  return norm_of(gradients);
+  std::vector<double> sums(pieces.size());
+  parallel_for(0, static_cast<int64_t>(pieces.size()), 4, [&](int64_t from, int64_t to) {
+    for (auto i = static_cast<size_t>(from); i < static_cast<size_t>(to); ++i)
+      sums[i] = FOVEA_SIMD_CALL(sum_of_squares, pieces[i].first, pieces[i].second);
+  });
+  double total = 0.0;
+  for (const double sum : sums) total += sum;
+  return std::sqrt(total);
 }
 
 std::optional<std::string> first_nonfinite(const Parameters& parameters) {
@@ -371,22 +381,6 @@ std::optional<std::string> first_nonfinite(const Parameters& parameters) {
 
 // ---- EMA ----------------------------------------------------------------------------------------
 
-namespace {
-
-Device device_of(const NamedTensors& tensors) {
-  return tensors.empty() ? kCpu : tensors[0].second.device();
-}
-
-const OptimizerPiece* send_averages(PieceTable& table, const NamedTensors& averages,
-                                    const Parameters& parameters, Device device) {
-  for (size_t i = 0; i < parameters.size(); ++i)
-    table.add(floats(parameters[i].variable.value()), nullptr, floats(averages[i].second), nullptr,
-              averages[i].second.numel(), 1.0f);
-  return table.send(device);
-}
-
-}  // namespace
-
 Ema::Ema(const Parameters& parameters, double decay) : parameters_(parameters), decay_(decay) {
   for (const nn::NamedParameter& p : parameters)
     averages_.emplace_back(p.name, p.variable.value().clone());
@@ -396,10 +390,11 @@ void Ema::update() {
   FOVEA_CHECK(!swapped_,
               "ema: update while the averages stand in the parameters; end the Swap first");
   const auto rest = static_cast<float>(1.0 - decay_);
-  if (const Device device = device_of(averages_); !device.is_cpu()) {
-    PieceTable table;
-    const OptimizerPiece* pieces = send_averages(table, averages_, parameters_, device);
-    FOVEA_GPU_CALL(device, ema_pieces, pieces, table.count(), rest, stream_of(device));
+  if (const Device device = device_of(parameters_); !device.is_cpu()) {
+    std::vector<DeviceRow> rows;
+    for (size_t i = 0; i < parameters_.size(); ++i)
+      rows.push_back({averages_[i].second, parameters_[i].variable.value(), {}, {}});
+    FOVEA_GPU_CALL(device, ema_step, table_(rows), rest, stream_of(device));
     return;
   }
   for (size_t i = 0; i < parameters_.size(); ++i) {
@@ -419,16 +414,10 @@ Ema::Swap::Swap(Ema& ema) : ema_(ema) {
 
 void Ema::exchange() {
   swapped_ = !swapped_;
-  if (const Device device = device_of(averages_); !device.is_cpu()) {
-    PieceTable table;
-    const OptimizerPiece* pieces = send_averages(table, averages_, parameters_, device);
-    FOVEA_GPU_CALL(device, swap_pieces, pieces, table.count(), stream_of(device));
-    return;
-  }
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    float* average = averages_[i].second.data<float>();
-    std::swap_ranges(average, average + averages_[i].second.numel(),
-                     parameters_[i].variable.value().data<float>());
+    const Tensor average = averages_[i].second.clone();
+    averages_[i].second.copy_(parameters_[i].variable.value());
+    parameters_[i].variable.value().copy_(average);
   }
 }
 

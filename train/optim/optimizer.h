@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "nn/module.h"
+#include "train/optim/device_table.h"
 #include "train/optim/options.h"
 
 namespace fovea::train {
@@ -18,14 +19,23 @@ namespace fovea::train {
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 using Parameters = std::vector<nn::NamedParameter>;
 
+// What gradients are multiplied by before a step: a number; or, with a norm (gradient_norm),
+// min(1, most / norm), read where the norm lives, so that the host need not wait for a GPU.
+struct Clip {
+  double factor = 1.0;
+  Tensor norm;  // [1] f32
+  double most = 0.0;
+};
+
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
   // One update from the gradients, each multiplied by `factor` first (clipping). Parameters without
   // gradient stay.
-  void step(double lr, double factor) {
+  void step(double lr, double factor) { step(lr, Clip{.factor = factor, .norm = {}}); }
+  void step(double lr, const Clip& clip) {
     ++steps_;
-    update(lr, factor);
+    update(lr, clip);
   }
   // State in a fixed order ("m.<parameter>"), for checkpoints: the tensors themselves, not copies.
   virtual NamedTensors state() const = 0;
@@ -34,18 +44,21 @@ class Optimizer {
   void set_steps(int64_t steps) { steps_ = steps; }
 
  protected:
-  virtual void update(double lr, double factor) = 0;
+  virtual void update(double lr, const Clip& clip) = 0;
 
  private:
   int64_t steps_ = 0;
 };
 
-// Throws for a parameter that is not f32, and for one that is listed twice.
+// Throws for a parameter that is not f32, for one that is listed twice, and for parameters on two
+// devices. States live where the parameters do.
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
                                           const Parameters& parameters);
 
 // Root of the sum of squares of all gradients.
 double global_norm(const Parameters& parameters);
+// The same as a tensor [1] f32 on the parameters' device: a GPU's host does not wait for it.
+Tensor gradient_norm(const Parameters& parameters);
 
 // The first NaN or infinity among gradients, then among values: "gradient of
 // blocks.3.mlp.up.weight, element 17: nan".
@@ -76,6 +89,7 @@ class Ema {
 
   Parameters parameters_;
   NamedTensors averages_;
+  DeviceTable table_;
   double decay_;
   bool swapped_ = false;
 };
