@@ -100,9 +100,7 @@ class DeviceCall {
   }
   void turn_back(const Tensor& to, const Tensor& from, int64_t position) const {
     if (!turns()) return;
-    TurnedRows r = turn(to, from, position);
-    r.direction = -1.0f;
-    FOVEA_GPU_CALL(device_, turn_rows, r, stream_of(device_));
+    turn(to, from, rotary_.cosine, rotary_.sine, position, -1.0f);
   }
 
   // A few rows are read with all heads of their group, and keys are split where blocks are few.
@@ -127,27 +125,27 @@ class DeviceCall {
     return t.defined() ? t.data<T>() : nullptr;
   }
 
-  TurnedRows turn(const Tensor& out, const Tensor& x, int64_t position) const {
-    TurnedRows r{rows_of(out),
-                 rows_of(x),
-                 static_cast<int>(x.dim(0)),
-                 static_cast<int>(x.dim(1)),
-                 static_cast<int>(x.dim(2)),
-                 static_cast<int>(x.dim(3)),
-                 static_cast<int>(out.dim(3))};
-    r.cosine = pointer<float>(rotary_.cosine);
-    r.sine = pointer<float>(rotary_.sine);
-    r.first_position = static_cast<int>(position);
-    r.interleaved = options_.rope == Rope::interleaved;
-    return r;
+  // out = x, turned where there are tables.
+  void turn(const Tensor& out, const Tensor& x, const Tensor& cosine, const Tensor& sine,
+            int64_t position, float direction) const {
+    [[maybe_unused]] const TurnedRows r{rows_of(out),
+                                        rows_of(x),
+                                        static_cast<int>(x.dim(0)),
+                                        static_cast<int>(x.dim(1)),
+                                        static_cast<int>(x.dim(2)),
+                                        static_cast<int>(x.dim(3)),
+                                        static_cast<int>(out.dim(3)),
+                                        pointer<float>(cosine),
+                                        pointer<float>(sine),
+                                        static_cast<int>(position),
+                                        options_.rope == Rope::interleaved,
+                                        direction};
+    FOVEA_GPU_CALL(device_, turn_rows, r, stream_of(device_));
   }
   Tensor copied(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t position) const {
     const int64_t width = x.dtype() == Dtype::bf16 ? (x.dim(3) + 7) / 8 * 8 : x.dim(3);
     const Tensor out = Tensor::empty({x.dim(0), x.dim(1), x.dim(2), width}, x.dtype(), device_);
-    TurnedRows r = turn(out, x, position);
-    r.cosine = pointer<float>(cosine);
-    r.sine = pointer<float>(sine);
-    FOVEA_GPU_CALL(device_, turn_rows, r, stream_of(device_));
+    turn(out, x, cosine, sine, position, 1.0f);
     return out;
   }
   Tensor turned(const Tensor& x, int64_t position) const {
@@ -243,16 +241,15 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   call.dk = rows_of(dk);
   call.dv = rows_of(grads.dv);
   call.dbias = ds.defined() ? ds.data<float>() : nullptr;
-  const Stream stream = stream_of(device);
-  FOVEA_GPU_CALL(device, score_delta, call, stream);
+  FOVEA_GPU_CALL(device, score_delta, call, stream_of(device));
   rule.device_backward(device, call);
   device_call.turn_back(grads.dq, dq, p.M - p.N);
   device_call.turn_back(grads.dk, dk, 0);
   if (in.sink.defined())
-    FOVEA_GPU_CALL(device, score_dsink, grads.dsink.data<float>(), call, stream);
+    FOVEA_GPU_CALL(device, score_dsink, grads.dsink.data<float>(), call, stream_of(device));
   if (share_batch || share_heads)
     FOVEA_GPU_CALL(device, sum_shared, grads.dbias.data<float>(), ds.data<float>(), call.B, call.H,
-                   share_batch, share_heads, p.N * p.M, stream);
+                   share_batch, share_heads, p.N * p.M, stream_of(device));
   return grads;
 }
 

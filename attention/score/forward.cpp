@@ -43,6 +43,10 @@ Problem check_problem(const ScoreRule& rule, const ScoreInputs& in, const Mask& 
               "softmax: dropout must be in [0, 1), found ", options.dropout);
   FOVEA_CHECK(options.rope == Rope::none || p.D % 2 == 0,
               "softmax: rotary positions need an even head dim, found ", p.D);
+  FOVEA_CHECK(
+      options.rope == Rope::none || p.N <= p.M,
+      "softmax: rotary positions need N <= M (the queries are the last of the keys), found N ", p.N,
+      ", M ", p.M);
   FOVEA_CHECK(!in.alibi_slopes.defined() || in.alibi_slopes.shape() == Shape{p.H},
               "softmax: ALiBi slopes are ", in.alibi_slopes.shape(), "; expected [", p.H, ']');
   FOVEA_CHECK(!in.sink.defined() || in.sink.shape() == Shape{p.H}, "softmax: sinks are ",
@@ -198,7 +202,7 @@ ScoreInputs prepared_inputs(const ScoreInputs& in) {
     return t.defined() ? t.to(dtype).contiguous() : t;
   };
   return {unit_stride(in.q),     unit_stride(in.k),
-          unit_stride(in.v),     plain(in.alibi_slopes, Dtype::f32),
+          unit_stride(in.v),     plain(in.alibi_slopes, Dtype::f32).to(in.q.device()),
           plain(in.sink, stats), plain(in.bias, stats)};
 }
 

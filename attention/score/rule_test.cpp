@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include "attention/score/cuda/rules_test.h"
 #include "attention/score/score_test_util.h"
+#include "core/testing/devices.h"
 
 namespace fovea::attention {
 namespace {
@@ -53,6 +55,53 @@ TEST(Score, OtherRulesAreTheirDefinitionToo) {
   with_sink.sink = Tensor::zeros({4});
   EXPECT_THROW(score_forward(kSigmoidRule, with_sink, {}, {}), Error);
 }
+
+class Rules : public OnDevices {
+ protected:
+  static ScoreRule sigmoid() {
+    return on_devices(
+        kSigmoidRule,
+        [](Device d, const ScoreCall& c) { FOVEA_GPU_CALL(d, sigmoid_forward, c, stream_of(d)); },
+        [](Device d, const ScoreCall& c) { FOVEA_GPU_CALL(d, sigmoid_backward, c, stream_of(d)); });
+  }
+  static ScoreRule squared_relu() {
+    return on_devices(
+        kSquaredReluRule,
+        [](Device d, const ScoreCall& c) {
+          FOVEA_GPU_CALL(d, squared_relu_forward, c, stream_of(d));
+        },
+        [](Device d, const ScoreCall& c) {
+          FOVEA_GPU_CALL(d, squared_relu_backward, c, stream_of(d));
+        });
+  }
+};
+
+TEST_P(Rules, FollowF64OnEveryDevice) {
+  for (const ScoreRule& rule : {sigmoid(), squared_relu()}) {
+    for (const int64_t n : {3, 40}) {
+      for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+        const int64_t keys = n == 3 ? 600 : 45;  // few queries: keys are split
+        const ScoreInputs low = inputs({2, 4, 2, n, keys, 8, 16}, dtype), moved = on(device(), low);
+        ScoreInputs wide = low;
+        for (Tensor* t : {&wide.q, &wide.k, &wide.v}) *t = t->to(Dtype::f64);
+        const Mask mask = Mask().causal();
+        const Tensor dout = random_tensor({2, 4, n, 16}, "dout", dtype);
+        const ScoreResult wanted = score_forward(rule, wide, mask, {}),
+                          found = score_forward(rule, moved, mask, {});
+        const ScoreGrads want = score_backward(rule, dout, wanted, wide, mask, {}),
+                         got = score_backward(rule, dout.to(device()), found, moved, mask, {});
+        const double bound = dtype == Dtype::f32 ? 1e-5 : 2e-2;
+        EXPECT_LT(relative_error(found.out, wanted.out), bound) << rule.normalised << dtype;
+        EXPECT_LT(relative_error(found.lse, wanted.lse), bound) << rule.normalised << dtype;
+        EXPECT_LT(relative_error(got.dq, want.dq), bound) << rule.normalised << dtype;
+        EXPECT_LT(relative_error(got.dk, want.dk), bound) << rule.normalised << dtype;
+        EXPECT_LT(relative_error(got.dv, want.dv), bound) << rule.normalised << dtype;
+      }
+    }
+  }
+}
+
+FOVEA_ON_DEVICES(Rules);
 
 }  // namespace
 }  // namespace fovea::attention

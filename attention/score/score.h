@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The score engine on the CPU: attention under a Rule (attention/score/rule.h; softmax is the
-// first) in tiles of 128 queries x 64 keys, never N x M in memory, forward and backward (tiled as
-// in 2205.14135, 2307.08691). Tiles that a mask excludes are never computed; a key that a mask
-// hides changes nothing, not even when it is NaN. The bits of a result depend on shapes and values
-// alone, never on the number of threads.
+// The score engine, on the CPU and on GPU devices: attention under a Rule (attention/score/rule.h;
+// softmax is the first) in tiles, never N x M in memory, forward and backward (tiled as in
+// 2205.14135, 2307.08691). Tiles that a mask excludes are never computed; a key that a mask hides
+// changes nothing, not even when it is NaN. The bits of a result depend on shapes and values alone,
+// never on the number of threads.
 
 #include "attention/mask.h"
 #include "attention/score/rule.h"
@@ -51,7 +51,8 @@ struct ScoreGrads {
 };
 
 // A row that sees nothing gives 0. Throws naming shapes that do not fit. bf16 inputs are multiplied
-// in bf16 and summed in f32.
+// in bf16 and summed in f32. On a GPU device all tensors are there (ALiBi's slopes may come from
+// the cpu), f32 or bf16, and head dims are at most 256.
 ScoreResult score_forward(const ScoreRule& rule, const ScoreInputs& in, const Mask& mask,
                           const ScoreOptions& options);
 

@@ -13,15 +13,14 @@ enum class Exact { out, dq, keys };
 
 constexpr int kExactThreads = 128;
 
-template <class Rule, typename T>
 struct ExactPair {
   float p, ds;
 };
 
 // The weight and, for gradients, dS of a query and a key that it sees.
 template <class Rule, typename T>
-__device__ inline ExactPair<Rule, T> exact_pair(const Rule& rule, const Arguments<T>& a, bool back,
-                                                int b, int h, int i, int j) {
+__device__ inline ExactPair exact_pair(const Rule& rule, const Arguments<T>& a, bool back, int b,
+                                       int h, int i, int j) {
   const int hk = h / a.group();
   const Global<const T> q = a.q.at(b, h) + i * a.q.row, k = a.k.at(b, hk) + j * a.k.row;
   float product = 0.0f;
@@ -67,7 +66,7 @@ __device__ inline void exact_row(const Rule& rule, const Arguments<T>& a, Exact 
     for (int at = 0; at < partners; at += kWarp) {
       const int mine = at + lane, i = keys ? mine : row, j = keys ? row : mine;
       const bool seen = mine < partners && allowed(a, b, h, i, j);
-      ExactPair<Rule, T> pair{0.0f, 0.0f};
+      ExactPair pair{0.0f, 0.0f};
       if (seen) pair = exact_pair<Rule>(rule, a, what != Exact::out, b, h, i, j);
       const unsigned all_seen = ballot(seen);
       for (int n = 0; n < kWarp; ++n) {

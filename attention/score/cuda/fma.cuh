@@ -53,10 +53,10 @@ __device__ inline bool is_wide(Rows<const float> rows, int d) {
   return ((d | rows.row | rows.head | rows.batch) & 3) == 0;
 }
 
-// s[r][c] = sum_d x[y kR + r][d] w[x + 16 c][d]
+// s[r][c] = sum_d x[y kR + r][d] w[x + 16 c][d]; 0 from column `columns` on, by 16.
 template <int kR>
 __device__ inline void products(float (&s)[kR][kR], Shared<float> x, Shared<float> w, int stride,
-                                int d) {
+                                int d, int columns) {
   const int ty = static_cast<int>(threadIdx.x) / 16, tx = static_cast<int>(threadIdx.x) % 16;
   FOVEA_UNROLL
   for (int r = 0; r < kR; ++r) {
@@ -69,6 +69,7 @@ __device__ inline void products(float (&s)[kR][kR], Shared<float> x, Shared<floa
     for (int r = 0; r < kR; ++r) left[r] = load<4>(x + ((ty * kR + r) * stride + k));
     FOVEA_UNROLL
     for (int c = 0; c < kR; ++c) {
+      if (16 * c >= columns) break;
       const Vec<float, 4> right = load<4>(w + ((tx + 16 * c) * stride + k));
       FOVEA_UNROLL
       for (int r = 0; r < kR; ++r) {
@@ -79,12 +80,14 @@ __device__ inline void products(float (&s)[kR][kR], Shared<float> x, Shared<floa
   }
 }
 
-// acc[r][c] += sum_j p[y kR + r][j] w[j][x + 16 c] over kT columns j; d columns of w.
+// acc[r][c] += sum_j p[y kR + r][j] w[j][x + 16 c] over `columns` j, by 4 (p is 0 past them); d
+// columns of w.
 template <int kR, int kT, int kColumns>
 __device__ inline void add_products(float (&acc)[kR][kColumns], Shared<float> p, Shared<float> w,
-                                    int stride, int d) {
+                                    int stride, int d, int columns) {
   const int ty = static_cast<int>(threadIdx.x) / 16, tx = static_cast<int>(threadIdx.x) % 16;
-  for (int j = 0; j < kT; j += 4) {
+  if (tx >= d) return;
+  for (int j = 0; j < columns; j += 4) {
     Vec<float, 4> left[kR];
     FOVEA_UNROLL
     for (int r = 0; r < kR; ++r) left[r] = load<4>(p + ((ty * kR + r) * (kT + 4) + j));
@@ -148,7 +151,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
   Tile what = Tile::skip;
   for (int tile = next_tile(a, block, kT, kT, block.tile0, what); tile < block.tile1;
        tile = next_tile(a, block, kT, kT, tile + 1, what)) {
-    const int j0 = tile * kT;
+    const int j0 = tile * kT, columns = smaller(kT, a.M - j0);
     sync_block();
     load_rows<kT>(k, F::kStride, a.D, is_wide(a.k, a.D), [&](int r) {
       return j0 + r < a.M ? a.k.at(b, block.hk) + (j0 + r) * a.k.row : Global<const float>(nullptr);
@@ -158,7 +161,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
     });
     sync_block();
     float s[kR][kR];
-    products<kR>(s, q, k, F::kStride, a.D);
+    products<kR>(s, q, k, F::kStride, a.D, columns);
     FOVEA_UNROLL
     for (int r = 0; r < kR; ++r) {
       float top = -INFINITY;
@@ -188,7 +191,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
       }
     }
     sync_warp();
-    add_products<kR, kT>(acc, p, v, F::kStride, a.Dv);
+    add_products<kR, kT>(acc, p, v, F::kStride, a.Dv, columns);
     sync_warp();
   }
   FOVEA_UNROLL

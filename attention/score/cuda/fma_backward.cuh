@@ -55,15 +55,16 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
   if (!kKeys) load_statistics(head, owner0 + ty * kR, 1);
   BackwardStep step = next_step<kKeys>(a, b, head, owner0, kT, kT, {0, 0, Tile::skip});
   while (step.g < (kKeys ? a.group() : 1)) {
-    const int h = kKeys ? head * a.group() + step.g : head, partner0 = step.tile * kT;
+    const int h = kKeys ? head * a.group() + step.g : head, partner0 = step.tile * kT,
+              columns = smaller(kT, partners - partner0);
     sync_block();
     load_tile(y1, kKeys ? a.q : a.k, kKeys ? h : h / a.group(), partner0, partners, a.D);
     load_tile(y2, kKeys ? a.dout : a.v, kKeys ? h : h / a.group(), partner0, partners, a.Dv);
     sync_block();
     if (kKeys) load_statistics(h, partner0 + tx, 16);
     float s[kR][kR], dp[kR][kR];
-    products<kR>(s, x1, y1, F::kStride, a.D);
-    products<kR>(dp, x2, y2, F::kStride, a.Dv);
+    products<kR>(s, x1, y1, F::kStride, a.D, columns);
+    products<kR>(dp, x2, y2, F::kStride, a.Dv, columns);
     FOVEA_UNROLL
     for (int r = 0; r < kR; ++r) {
       FOVEA_UNROLL
@@ -92,8 +93,8 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
       }
     }
     sync_warp();
-    add_products<kR, kT>(first, ds, y1, F::kStride, a.D);
-    if constexpr (kKeys) add_products<kR, kT>(second, p, y2, F::kStride, a.Dv);
+    add_products<kR, kT>(first, ds, y1, F::kStride, a.D, columns);
+    if constexpr (kKeys) add_products<kR, kT>(second, p, y2, F::kStride, a.Dv, columns);
     sync_warp();
     ++step.tile;
     step = next_step<kKeys>(a, b, head, owner0, kT, kT, step);

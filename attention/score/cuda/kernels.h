@@ -91,26 +91,24 @@ FOVEA_GPU_DECLARE(
       void name##_backward_bf16_small(const attention::ScoreCall& call, Stream stream); \
       void name##_backward_bf16_large(const attention::ScoreCall& call, Stream stream);)
 // `rule`, a ScoreRule, with these kernels.
-#define FOVEA_SCORE_RULE_ON_DEVICES(name, rule)                            \
-  ::fovea::attention::on_devices(                                          \
-      rule,                                                                \
-      [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) { \
-        const ::fovea::Stream stream = ::fovea::stream_of(device);         \
-        if (c.q.dtype == ::fovea::Dtype::f32)                              \
-          FOVEA_GPU_CALL(device, name##_forward_f32, c, stream);           \
-        else if (c.D <= 96 && c.Dv <= 96)                                  \
-          FOVEA_GPU_CALL(device, name##_forward_bf16_small, c, stream);    \
-        else                                                               \
-          FOVEA_GPU_CALL(device, name##_forward_bf16_large, c, stream);    \
-      },                                                                   \
-      [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) { \
-        const ::fovea::Stream stream = ::fovea::stream_of(device);         \
-        if (c.q.dtype == ::fovea::Dtype::f32)                              \
-          FOVEA_GPU_CALL(device, name##_backward_f32, c, stream);          \
-        else if (c.D <= 96 && c.Dv <= 96)                                  \
-          FOVEA_GPU_CALL(device, name##_backward_bf16_small, c, stream);   \
-        else                                                               \
-          FOVEA_GPU_CALL(device, name##_backward_bf16_large, c, stream);   \
+#define FOVEA_SCORE_RULE_ON_DEVICES(name, rule)                                              \
+  ::fovea::attention::on_devices(                                                            \
+      rule,                                                                                  \
+      [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) {                   \
+        if (c.q.dtype == ::fovea::Dtype::f32)                                                \
+          FOVEA_GPU_CALL(device, name##_forward_f32, c, ::fovea::stream_of(device));         \
+        else if (c.D <= 96 && c.Dv <= 96)                                                    \
+          FOVEA_GPU_CALL(device, name##_forward_bf16_small, c, ::fovea::stream_of(device));  \
+        else                                                                                 \
+          FOVEA_GPU_CALL(device, name##_forward_bf16_large, c, ::fovea::stream_of(device));  \
+      },                                                                                     \
+      [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) {                   \
+        if (c.q.dtype == ::fovea::Dtype::f32)                                                \
+          FOVEA_GPU_CALL(device, name##_backward_f32, c, ::fovea::stream_of(device));        \
+        else if (c.D <= 96 && c.Dv <= 96)                                                    \
+          FOVEA_GPU_CALL(device, name##_backward_bf16_small, c, ::fovea::stream_of(device)); \
+        else                                                                                 \
+          FOVEA_GPU_CALL(device, name##_backward_bf16_large, c, ::fovea::stream_of(device)); \
       })
 
 namespace fovea::attention {

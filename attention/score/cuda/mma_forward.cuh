@@ -18,7 +18,7 @@ namespace FOVEA_GPU {
 // Keys of a step: as many as registers have room for.
 template <int kD>
 constexpr int mma_keys() {
-  return kD <= 64 ? 64 : kD <= 128 ? 32 : 16;
+  return kD <= 64 ? 64 : 32;
 }
 
 template <class Rule, int kD, int kBands>
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) mma_forward_kernel(Rule rule, 
           for (int e = 0; e < 4; ++e) s[t][n][e] = 0.0f;
         }
       }
-      FOVEA_UNROLL
+      FOVEA_UNROLL_4
       for (int d = 0; d < kD / 16; ++d) {
         if (d * 16 >= a.D) break;
         uint32_t left[kBands][4];

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the score engine owes on every device beyond its definition (score_test.cpp): all head
+// dims, tile edges, strided views, rows that see nothing, the same bits twice.
+#include <gtest/gtest.h>
+
+#include "attention/score/score_test_util.h"
+#include "core/parallel.h"
+#include "core/testing/devices.h"
+
+namespace fovea::attention {
+namespace {
+
+class ScoreOn : public OnDevices {
+ protected:
+  struct Errors {
+    double out, dq, dk, dv;
+    double largest() const { return std::max(std::max(out, dq), std::max(dk, dv)); }
+  };
+  // Against f64 on the cpu, of the same inputs.
+  static Errors errors(const Sizes& z, Dtype dtype, const Mask& mask, const ScoreOptions& options) {
+    const ScoreInputs low = inputs(z, dtype), moved = on(device(), low);
+    ScoreInputs wide = low;
+    for (Tensor* t : {&wide.q, &wide.k, &wide.v}) *t = t->to(Dtype::f64);
+    const Tensor dout = random_tensor({z.B, z.H, z.N, z.Dv}, "dout", dtype);
+    const ScoreResult wanted = softmax_forward(wide, mask, options),
+                      found = softmax_forward(moved, mask.to(device()), options);
+    const ScoreGrads want = softmax_backward(dout, wanted, wide, mask, options),
+                     got = softmax_backward(dout.to(device()), found, moved, mask.to(device()),
+                                            options);
+    return {relative_error(found.out, wanted.out), relative_error(got.dq, want.dq),
+            relative_error(got.dk, want.dk), relative_error(got.dv, want.dv)};
+  }
+  static double bound(Dtype dtype) { return dtype == Dtype::f32 ? 1e-5 : 2e-2; }
+};
+
+TEST_P(ScoreOn, EveryHeadDim) {
+  for (const auto& [D, Dv] : {std::pair<int64_t, int64_t>{32, 32},
+                              {40, 64},
+                              {66, 96},
+                              {128, 80},
+                              {200, 130},
+                              {256, 256}}) {
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      EXPECT_LT(errors({1, 2, 1, 17, 33, D, Dv}, dtype, Mask().causal(), {}).largest(),
+                bound(dtype))
+          << D << ' ' << Dv << ' ' << dtype;
+    }
+  }
+}
+
+TEST_P(ScoreOn, SizesAroundTiles) {
+  for (const int64_t n : {1, 17, 63, 65, 130}) {
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      ScoreOptions turned;
+      turned.rope = Rope::half;
+      EXPECT_LT(errors({1, 1, 1, n, n, 16, 16}, dtype, Mask().causal(), turned).largest(),
+                bound(dtype))
+          << n << ' ' << dtype;
+      EXPECT_LT(errors({1, 1, 1, n, 70, 16, 16}, dtype, Mask(), {}).largest(), bound(dtype))
+          << n << " of 70 " << dtype;
+    }
+  }
+}
+
+TEST_P(ScoreOn, RowsThatSeeNothingAreZeros) {
+  std::vector<int32_t> ids(70, 0);
+  for (const size_t i : {3u, 64u, 69u}) ids[i] = -1;
+  const Tensor documents = Tensor::from(ids, {1, 70}, device());
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    const ScoreInputs in = on(device(), inputs({1, 1, 1, 70, 70, 8, 8}, dtype));
+    const Mask mask = Mask().documents(documents, documents);
+    const ScoreResult result = softmax_forward(in, mask, {});
+    const ScoreGrads grads = softmax_backward(in.q, result, in, mask, {});
+    const auto out = result.out.to_vector<float>(), lse = result.lse.to_vector<float>(),
+               dq = grads.dq.to_vector<float>(), dk = grads.dk.to_vector<float>(),
+               dv = grads.dv.to_vector<float>();
+    for (size_t i = 0; i < 70; ++i) {
+      EXPECT_EQ(lse[i] == -INFINITY, ids[i] < 0) << i;
+      for (const auto* x : {&out, &dq, &dk, &dv})
+        EXPECT_EQ((*x)[8 * i] == 0.0f, ids[i] < 0) << i << ' ' << dtype;
+    }
+  }
+}
+
+TEST_P(ScoreOn, PackedViewsAreReadAndWrittenInPlace) {
+  for (const int64_t D : {8, 12}) {  // 12: rows of bf16 that do not start on 16 bytes
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      const int64_t B = 2, H = 2, N = 20;
+      const Tensor packed = random_tensor({B, N, 3 * H * D}, "qkv", dtype).to(device());
+      const auto part = [&](const Tensor& t, int64_t n) {
+        return t.slice(2, n * H * D, (n + 1) * H * D).view({B, N, H, D}).transpose(1, 2);
+      };
+      ScoreOptions options;
+      options.rope = Rope::interleaved;
+      const ScoreInputs views{part(packed, 0), part(packed, 1), part(packed, 2), {}, {}},
+          whole{views.q.clone(), views.k.clone(), views.v.clone(), {}, {}};
+      const ScoreResult a = softmax_forward(views, Mask().causal(), options),
+                        b = softmax_forward(whole, Mask().causal(), options);
+      EXPECT_EQ(a.out.to_vector<float>(), b.out.to_vector<float>());
+      const Tensor gradient = Tensor::full({B, N, 3 * H * D}, 7.0, dtype, device());
+      const ScoreGrads into =
+          softmax_backward(a.out, a, views, Mask().causal(), options,
+                           {part(gradient, 0), part(gradient, 1), part(gradient, 2), Tensor()});
+      const ScoreGrads made = softmax_backward(b.out, b, whole, Mask().causal(), options);
+      EXPECT_EQ(part(gradient, 0).to_vector<float>(), made.dq.to_vector<float>());
+      EXPECT_EQ(part(gradient, 1).to_vector<float>(), made.dk.to_vector<float>());
+      EXPECT_EQ(part(gradient, 2).to_vector<float>(), made.dv.to_vector<float>());
+    }
+  }
+}
+
+TEST_P(ScoreOn, TwoRunsGiveTheSameBits) {
+  const auto run = [](int threads, Dtype dtype) {
+    const int before = num_threads();
+    set_num_threads(threads);
+    ScoreInputs in = inputs({2, 4, 2, 40, 70, 16, 16}, dtype);
+    in.sink = Tensor::full({4}, 0.5);
+    in.bias = random_tensor({1, 1, 40, 70}, "bias", Dtype::f32);
+    in = on(device(), in);
+    const ScoreResult result = softmax_forward(in, Mask().causal(), {});
+    const ScoreGrads grads = softmax_backward(in.q, result, in, Mask().causal(), {});
+    set_num_threads(before);
+    return std::vector<std::vector<float>>{
+        result.out.to_vector<float>(),  grads.dq.to_vector<float>(),
+        grads.dk.to_vector<float>(),    grads.dv.to_vector<float>(),
+        grads.dsink.to_vector<float>(), grads.dbias.to_vector<float>()};
+  };
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) EXPECT_EQ(run(1, dtype), run(3, dtype));
+}
+
+TEST_P(ScoreOn, WhatADeviceLacksIsNamed) {
+  if (device().is_cpu()) return;
+  const auto message = [](const ScoreRule& rule, const ScoreInputs& in) -> std::string {
+    try {
+      score_forward(rule, in, {}, {});
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const std::string where(name(device().kind));
+  ScoreInputs in = on(device(), inputs({1, 1, 1, 5, 5, 260, 4}, Dtype::f32));
+  EXPECT_EQ(message(softmax_rule(), in),
+            "score: head dims are 260 and 4; device " + where + " takes at most 256");
+  in = on(device(), inputs({1, 1, 1, 5, 5, 4, 4}, Dtype::f32));
+  EXPECT_EQ(message(kSigmoidRule, in), "score: this rule has no kernels for device " + where);
+  in.v = in.v.to(kCpu);
+  EXPECT_EQ(message(softmax_rule(), in), "score: q is on " + where + " but another operand on cpu");
+}
+
+FOVEA_ON_DEVICES(ScoreOn);
+
+}  // namespace
+}  // namespace fovea::attention
