@@ -97,35 +97,65 @@ Trainer::StepResult Trainer::step(const data::Batch& batch) {
   StepResult result;
   model_->module().train();
   model_->module().zero_grad();
+  // Means over parts are weighted by their scored positions, so that accumulation changes nothing.
+  struct Part {
+    double weight;
+    Tensor loss;
+  };
+  std::vector<Part> parts;
   for (int64_t begin = 0; begin < samples; begin += micro) {
     const data::Batch part = slice(batch, begin, std::min(samples, begin + micro));
     const nn::RandomScope random(static_cast<uint64_t>(train.seed), static_cast<uint64_t>(step_),
                                  begin);
-    // Means over parts are weighted by their scored positions, so that accumulation changes
-    // nothing.
     const double weight = static_cast<double>(scored_positions(part)) / scored;
     if (weight == 0.0) continue;
     const Variable loss = model_->loss(moved(part, device_), train);
-    const double value = loss.value().item();
-    FOVEA_CHECK(
-        std::isfinite(value), "train: the loss of step ", step_ + 1, " is ", value,
-        "; first bad tensor: ",
-        first_nonfinite(parameters_)
-            .value_or("none of the parameters (activations overflowed; lower the learning rate)"));
-    result.loss += weight * value;
+    parts.push_back({weight, loss.value()});
+    if (device_.is_cpu()) check_loss(parts.back().loss.item());
     loss.backward(Tensor::full(loss.shape(), weight, loss.dtype(), device_));
   }
-  result.grad_norm = global_norm(parameters_);
-  FOVEA_CHECK(std::isfinite(result.grad_norm), "train: the gradient of step ", step_ + 1,
-              " is not finite; first bad tensor: ",
-              first_nonfinite(parameters_).value_or("none (the norm overflowed)"));
-  const double factor =
-      train.clip > 0.0 && result.grad_norm > train.clip ? train.clip / result.grad_norm : 1.0;
   result.lr = learning_rate(experiment_.optimizer.lr, experiment_.schedule, step_, train.steps);
-  optimizer_->step(result.lr, factor);
+  // A GPU is asked for the whole step before the host waits for its numbers; on the cpu a bad loss
+  // or gradient ends the run before the weights move.
+  if (device_.is_cpu()) {
+    result.grad_norm = global_norm(parameters_);
+    check_norm(result.grad_norm);
+    optimizer_->step(result.lr, train.clip > 0.0 && result.grad_norm > train.clip
+                                    ? train.clip / result.grad_norm
+                                    : 1.0);
+  } else {
+    const Tensor norm = gradient_norm(parameters_);
+    Clip clip;
+    if (train.clip > 0.0) {
+      clip.norm = norm;
+      clip.most = train.clip;
+    }
+    optimizer_->step(result.lr, clip);
+    result.grad_norm = norm.item();
+  }
+  for (const Part& part : parts) {
+    const double loss = part.loss.item();
+    check_loss(loss);
+    result.loss += part.weight * loss;
+  }
+  check_norm(result.grad_norm);
   if (ema_) ema_->update();
   ++step_;
   return result;
+}
+
+void Trainer::check_loss(double loss) const {
+  FOVEA_CHECK(
+      std::isfinite(loss), "train: the loss of step ", step_ + 1, " is ", loss,
+      "; first bad tensor: ",
+      first_nonfinite(parameters_)
+          .value_or("none of the parameters (activations overflowed; lower the learning rate)"));
+}
+
+void Trainer::check_norm(double norm) const {
+  FOVEA_CHECK(std::isfinite(norm), "train: the gradient of step ", step_ + 1,
+              " is not finite; first bad tensor: ",
+              first_nonfinite(parameters_).value_or("none (the norm overflowed)"));
 }
 
 // ---- evaluation ---------------------------------------------------------------------------------

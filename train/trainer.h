@@ -69,6 +69,8 @@ class Trainer {
  private:
   struct Clock;
   StepResult step(const data::Batch& batch);
+  void check_loss(double loss) const;
+  void check_norm(double norm) const;
   void log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics, Progress& progress);
   void log_evaluation(const EvalSums& sums, const RunFolder& folder, MetricsWriter& metrics,
                       Progress& progress);
