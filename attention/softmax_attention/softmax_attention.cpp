@@ -39,7 +39,7 @@ class KeyValueState final : public nn::MixerState {
     const int64_t n = k.dim(2);
     if (!keys_.defined() || shape_[2] < n + std::min(count_, keep_)) {
       shape_[2] = std::max(shape_[2], n + std::min(count_, keep_));
-      grow(k.dtype());
+      grow(k.dtype(), k.device());
     }
     if (count_ + n > shape_[2]) keep_last(std::min(count_, keep_));
     keys_.slice(2, count_, count_ + n).copy_(k);
@@ -49,8 +49,9 @@ class KeyValueState final : public nn::MixerState {
   }
 
  private:
-  void grow(Dtype dtype) {
-    const Tensor keys = Tensor::empty(shape_, dtype), values = Tensor::empty(shape_, dtype);
+  void grow(Dtype dtype, Device device) {
+    const Tensor keys = Tensor::empty(shape_, dtype, device),
+                 values = Tensor::empty(shape_, dtype, device);
     if (keys_.defined()) {
       keys.slice(2, 0, count_).copy_(keys_.slice(2, 0, count_));
       values.slice(2, 0, count_).copy_(values_.slice(2, 0, count_));
@@ -111,7 +112,7 @@ NamedVariables run_operator(const NamedVariables& tensors, const config::Options
     return found == tensors.end() ? Variable() : found->second;
   };
   return {{"out", softmax_attention(q, tensors.at("k"), tensors.at("v"), optional("sink"),
-                                    o.alibi ? alibi_slopes(q.dim(1)) : Tensor(),
+                                    o.alibi ? alibi_slopes(q.dim(1)).to(q.value().device()) : Tensor(),
                                     make_mask(o.causal, o.window), options, optional("bias"))}};
 }
 
@@ -159,6 +160,8 @@ SoftmaxAttention::SoftmaxAttention(const SoftmaxAttentionOptions& options, int64
   if (options.qk_norm == "l2")
     ones_ = Tensor::full({head_dim_}, 1.0 / std::sqrt(static_cast<double>(head_dim_)));
   if (options.alibi) slopes_ = alibi_slopes(heads_);
+  declare_constant(ones_);
+  declare_constant(slopes_);
 }
 
 ScoreOptions SoftmaxAttention::score_options() const {

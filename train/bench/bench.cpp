@@ -231,8 +231,10 @@ std::vector<BenchRow> bench_step(const StepBench& z, Dtype dtype, double seconds
                          product_roof(dtype, device), device, [&] {
                            gpt.zero_grad();
                            nn::cross_entropy(gpt.forward(ids), targets).backward();
-                           const double norm = global_norm(parameters);
-                           optimizer->step(1e-4, norm > 1.0 ? 1.0 / norm : 1.0);
+                           Clip clip;
+                           clip.norm = gradient_norm(parameters);
+                           clip.most = 1.0;
+                           optimizer->step(1e-4, clip);
                          });
   return {row};
 }
