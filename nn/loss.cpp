@@ -67,7 +67,10 @@ class CrossEntropyFn final : public Function {
                   "cross_entropy: row ", r, " has label ", label, ", outside the ", v, " classes");
       scored_ += label != options_.ignore_index;
     }
-    if (soft_) scored_ = count;
+    if (soft_) {
+      scored_ = count;
+      targets_ = targets_.to(logits.device());
+    }
     if (!rows.device().is_cpu()) return forward_gpu(rows);
     const Tensor lse = Tensor::zeros({count}, Dtype::f64),
                  loss = Tensor::zeros({count}, Dtype::f64);
@@ -111,7 +114,7 @@ class CrossEntropyFn final : public Function {
   }
 
   Tensors backward(const Tensors& dout) override {
-    if (!dout[0].device().is_cpu()) return {backward_gpu(dout[0])};
+    if (!targets_.device().is_cpu()) return {backward_gpu(dout[0])};
     const auto [rows_saved, lse_saved] = saved<2>();
     const Tensor rows = rows_saved, lse = lse_saved;
     const int64_t count = rows.dim(0), v = rows.dim(1);

@@ -23,6 +23,11 @@ struct Stream {
 // The stream on which this host thread's work goes.
 Stream stream_of(Device device);
 
+namespace detail {
+template <typename... T>
+void ignore(const T&...) {}
+}  // namespace detail
+
 }  // namespace fovea
 
 #define FOVEA_GPU_DECLARE(...)   \
@@ -43,5 +48,6 @@ Stream stream_of(Device device);
 #define FOVEA_GPU_CALL(device, function, ...) ::fovea::interpreted::function(__VA_ARGS__)
 #else
 #define FOVEA_GPU_CALL(device, function, ...) \
-  ::fovea::detail::fail(#function ": device ", device, " is not in this build")
+  (::fovea::detail::ignore(__VA_ARGS__),      \
+   ::fovea::detail::fail(#function ": device ", device, " is not in this build"))
 #endif

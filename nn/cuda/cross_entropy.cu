@@ -55,12 +55,13 @@ __global__ void __launch_bounds__(kThreads)
     }
     top = high;
     if (soft != nullptr) {
+      float t[N];
+      load_floats<N, float>(t, soft + (at + i));
       FOVEA_UNROLL
       for (int e = 0; e < N; ++e) {
-        const float t = soft[at + i + e];
-        t_mass += t;
-        hit = fma(t, v[e], hit);
-        if (divergence && t > 0.0f) t_log += t * logf(t);
+        t_mass += t[e];
+        hit = fma(t[e], v[e], hit);
+        if (divergence && t[e] > 0.0f) t_log += t[e] * logf(t[e]);
       }
     }
   });
@@ -103,14 +104,17 @@ __global__ void __launch_bounds__(kThreads)
   const float lse = lse_in[row], scale = g * weight_in[row],
               shift = -g * smoothing / static_cast<float>(classes), share = g * (1.0f - smoothing);
   each_of_row<T, kWarps>(at, classes, wide, [&]<int N>(Width<N>, int64_t i) {
-    float v[N];
+    float v[N], t[N];
     load_floats<N, T>(v, logits + (at + i));
-    FOVEA_UNROLL
-    for (int e = 0; e < N; ++e) {
-      float t = i + e == label ? 1.0f : 0.0f;
-      if (soft != nullptr) t = soft[at + i + e];
-      v[e] = counts ? scale * expf(v[e] - lse) + shift - share * t : 0.0f;
+    if (soft != nullptr) {
+      load_floats<N, float>(t, soft + (at + i));
+    } else {
+      FOVEA_UNROLL
+      for (int e = 0; e < N; ++e) t[e] = i + e == label ? 1.0f : 0.0f;
     }
+    FOVEA_UNROLL
+    for (int e = 0; e < N; ++e)
+      v[e] = counts ? scale * expf(v[e] - lse) + shift - share * t[e] : 0.0f;
     store_floats<N, T>(dlogits + (at + i), v);
   });
 }
@@ -136,7 +140,7 @@ void mean_of(float* mean, const float* x, int64_t n, float divisor, Stream strea
 
 void cross_entropy_forward(float* loss, float* lse, float* weight, float* row_loss,
                            const CrossEntropyCall& c, Stream stream) {
-  const bool wide = on_boundaries({c.logits});
+  const bool wide = on_boundaries({c.logits, c.soft});
   const auto run = [&]<int kWarps>(Width<kWarps>) {
     with_floating(c.dtype, [&](auto type) {
       using T = decltype(type);
@@ -153,7 +157,7 @@ void cross_entropy_forward(float* loss, float* lse, float* weight, float* row_lo
 void cross_entropy_backward(void* dlogits, const float* dloss, const float* lse,
                             const float* weight, const CrossEntropyCall& c, Stream stream) {
   if (c.rows == 0) return;
-  const bool wide = on_boundaries({c.logits, dlogits});
+  const bool wide = on_boundaries({c.logits, c.soft, dlogits});
   const auto run = [&]<int kWarps>(Width<kWarps>) {
     with_floating(c.dtype, [&](auto type) {
       using T = decltype(type);

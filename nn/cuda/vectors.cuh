@@ -79,7 +79,7 @@ template <int N>
 using Width = std::integral_constant<int, N>;
 
 // Over this block's part of n elements: f(Width<N>, i) for the N elements from i on; N is
-// kWide<T>, or 1 at the end and where the tensors are not `wide` (on 16-byte boundaries).
+// kWide<T>, or 1 at the very end and where the tensors are not `wide` (on 16-byte boundaries).
 template <typename T, typename F>
 __device__ inline void each_chunk(int64_t n, bool wide, F f) {
   const int64_t begin = int64_t{blockIdx.x} * kBlockElements<T>;
@@ -89,7 +89,10 @@ __device__ inline void each_chunk(int64_t n, bool wide, F f) {
       f(Width<kWide<T>>{}, begin + (int64_t{chunk} * kThreads + threadIdx.x) * kWide<T>);
   } else {
     const int64_t end = begin + kBlockElements<T> < n ? begin + kBlockElements<T> : n;
-    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) f(Width<1>{}, i);
+    const int64_t body = wide ? begin + (end - begin) / kWide<T> * kWide<T> : begin;
+    for (int64_t i = begin + int64_t{threadIdx.x} * kWide<T>; i < body; i += kThreads * kWide<T>)
+      f(Width<kWide<T>>{}, i);
+    for (int64_t i = body + threadIdx.x; i < end; i += kThreads) f(Width<1>{}, i);
   }
 }
 
