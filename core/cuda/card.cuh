@@ -5,6 +5,9 @@
 
 #include <cuda_runtime.h>
 
+#include <bit>
+#include <type_traits>
+
 #include "core/cuda/ptx.cuh"
 
 #define FOVEA_SHARED(type, name, count) __shared__ alignas(128) type name[count]
@@ -27,9 +30,15 @@ template <int N, typename T>
 __device__ inline auto load(const T* from) {
   return *reinterpret_cast<const Vec<T, N>*>(from);
 }
+// As one word: nvcc takes the copy of a struct apart, and does not always join the pieces again.
 template <int N, typename T>
 __device__ inline void store(T* to, const Vec<T, N>& values) {
-  *reinterpret_cast<Vec<T, N>*>(to) = values;
+  constexpr size_t kBytes = sizeof(Vec<T, N>);
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+  using Half = std::conditional_t<kBytes == 2, uint16_t, uint32_t>;
+  using Word = std::conditional_t<kBytes <= 4, Half,
+                                  std::conditional_t<kBytes == 8, uint64_t, unsigned __int128>>;
+  *reinterpret_cast<Word*>(to) = std::bit_cast<Word>(values);
 }
 
 // The block's dynamic shared memory from a byte on. Its base is aligned to 1024 bytes.

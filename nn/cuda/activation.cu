@@ -7,7 +7,7 @@
 //   swiglu     silu(a) b with a, b the halves of a row                       (2002.05202 eq. 6)
 // Shapes  any; swiglu x [R, 2F] -> y [R, F].   Saved  x: backward recomputes the rest.
 // Cost  forward: x read, y written once; backward: dy, x read, dx written once. The limit is
-// memory: 4 accesses of 16 bytes a thread and tensor.
+// memory.
 #include "nn/cuda/elementwise.h"
 #include "nn/cuda/vectors.cuh"
 
@@ -56,72 +56,82 @@ __device__ inline void with_kind(ActivationKernel kind, F&& f) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     activation_forward_kernel(Global<T> y, Global<const T> x, int64_t count, ActivationKernel kind,
                               bool wide) {
   with_kind(kind, [&](auto constant) {
     constexpr ActivationKernel kKind = decltype(constant)::value;
-    each_chunk<T>(count, wide, [&]<int N>(Width<N>, int64_t i) {
-      float v[N];
-      load_floats<N, T>(v, x + i);
-      FOVEA_UNROLL
-      for (int e = 0; e < N; ++e) v[e] = value<kKind>(v[e]);
-      store_floats<N, T>(y + i, v);
-    });
+    each_chunk<T, 1>(
+        count, wide, [&]<int N>(float(&v)[1][N], int64_t i) { load_floats<N, T>(v[0], x + i); },
+        [&]<int N>(float(&v)[1][N], int64_t i) {
+          FOVEA_UNROLL
+          for (int e = 0; e < N; ++e) v[0][e] = value<kKind>(v[0][e]);
+          store_floats<N, T>(y + i, v[0]);
+        });
   });
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     activation_backward_kernel(Global<T> dx, Global<const T> dy, Global<const T> x, int64_t count,
                                ActivationKernel kind, bool wide) {
   with_kind(kind, [&](auto constant) {
     constexpr ActivationKernel kKind = decltype(constant)::value;
-    each_chunk<T>(count, wide, [&]<int N>(Width<N>, int64_t i) {
-      float v[N], d[N];
-      load_floats<N, T>(v, x + i);
-      load_floats<N, T>(d, dy + i);
-      FOVEA_UNROLL
-      for (int e = 0; e < N; ++e) v[e] = d[e] * slope<kKind>(v[e]);
-      store_floats<N, T>(dx + i, v);
-    });
+    each_chunk<T, 2>(
+        count, wide,
+        [&]<int N>(float(&v)[2][N], int64_t i) {
+          load_floats<N, T>(v[0], x + i);
+          load_floats<N, T>(v[1], dy + i);
+        },
+        [&]<int N>(float(&v)[2][N], int64_t i) {
+          FOVEA_UNROLL
+          for (int e = 0; e < N; ++e) v[0][e] = v[1][e] * slope<kKind>(v[0][e]);
+          store_floats<N, T>(dx + i, v[0]);
+        });
   });
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     swiglu_forward_kernel(Global<T> y, Global<const T> x, int64_t count, int64_t channels,
                           bool wide) {
-  each_chunk<T>(count, wide, [&]<int N>(Width<N>, int64_t i) {
-    const int64_t at = i + i / channels * channels;  // of the first half
-    float a[N], b[N];
-    load_floats<N, T>(a, x + at);
-    load_floats<N, T>(b, x + (at + channels));
-    FOVEA_UNROLL
-    for (int e = 0; e < N; ++e) a[e] = value<ActivationKernel::silu>(a[e]) * b[e];
-    store_floats<N, T>(y + i, a);
-  });
+  each_chunk<T, 2>(
+      count, wide,
+      [&]<int N>(float(&v)[2][N], int64_t i) {
+        const int64_t at = i + i / channels * channels;  // in the first half
+        load_floats<N, T>(v[0], x + at);
+        load_floats<N, T>(v[1], x + (at + channels));
+      },
+      [&]<int N>(float(&v)[2][N], int64_t i) {
+        FOVEA_UNROLL
+        for (int e = 0; e < N; ++e) v[0][e] = value<ActivationKernel::silu>(v[0][e]) * v[1][e];
+        store_floats<N, T>(y + i, v[0]);
+      });
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    swiglu_backward_kernel(Global<T> dx, Global<const T> dy, Global<const T> x, int64_t count,
-                           int64_t channels, bool wide) {
-  each_chunk<T>(count, wide, [&]<int N>(Width<N>, int64_t i) {
-    const int64_t at = i + i / channels * channels;
-    float a[N], b[N], d[N];
-    load_floats<N, T>(a, x + at);
-    load_floats<N, T>(b, x + (at + channels));
-    load_floats<N, T>(d, dy + i);
-    FOVEA_UNROLL
-    for (int e = 0; e < N; ++e) {
-      const float da = d[e] * b[e] * slope<ActivationKernel::silu>(a[e]);
-      b[e] = d[e] * value<ActivationKernel::silu>(a[e]);
-      a[e] = da;
-    }
-    store_floats<N, T>(dx + at, a);
-    store_floats<N, T>(dx + (at + channels), b);
-  });
+__global__ void __launch_bounds__(kThreads, 4)
+    swiglu_backward_kernel(Global<T> da, Global<T> db, Global<const T> dy, Global<const T> x,
+                           int64_t count, int64_t channels, bool wide) {
+  each_chunk<T, 3>(
+      count, wide,
+      [&]<int N>(float(&v)[3][N], int64_t i) {
+        const int64_t at = i + i / channels * channels;
+        load_floats<N, T>(v[0], x + at);
+        load_floats<N, T>(v[1], x + (at + channels));
+        load_floats<N, T>(v[2], dy + i);
+      },
+      [&]<int N>(float(&v)[3][N], int64_t i) {
+        FOVEA_UNROLL
+        for (int e = 0; e < N; ++e) {
+          const float a = v[0][e], d = v[2][e];
+          v[0][e] = d * v[1][e] * slope<ActivationKernel::silu>(a);
+          v[1][e] = d * value<ActivationKernel::silu>(a);
+        }
+        const int64_t at = i + i / channels * channels;
+        store_floats<N, T>(da + at, v[0]);
+        store_floats<N, T>(db + at, v[1]);
+      });
 }
 
 }  // namespace
@@ -131,7 +141,7 @@ void activation_forward(void* y, const void* x, Dtype dtype, int64_t count, Acti
   if (count == 0) return;
   with_floating(dtype, [&](auto type) {
     using T = decltype(type);
-    launch<activation_forward_kernel<T>>(ceil_div(count, kBlockElements<T>), kThreads, 0, stream,
+    launch<activation_forward_kernel<T>>(ceil_div(count, kBlockElements<T, 1>), kThreads, 0, stream,
                                          static_cast<T*>(y), static_cast<const T*>(x), count, kind,
                                          on_boundaries({y, x}));
   });
@@ -142,8 +152,8 @@ void activation_backward(void* dx, const void* dy, const void* x, Dtype dtype, i
   if (count == 0) return;
   with_floating(dtype, [&](auto type) {
     using T = decltype(type);
-    launch<activation_backward_kernel<T>>(ceil_div(count, kBlockElements<T>), kThreads, 0, stream,
-                                          static_cast<T*>(dx), static_cast<const T*>(dy),
+    launch<activation_backward_kernel<T>>(ceil_div(count, kBlockElements<T, 2>), kThreads, 0,
+                                          stream, static_cast<T*>(dx), static_cast<const T*>(dy),
                                           static_cast<const T*>(x), count, kind,
                                           on_boundaries({dx, dy, x}));
   });
@@ -155,7 +165,7 @@ void swiglu_forward(void* y, const void* x, Dtype dtype, int64_t rows, int64_t c
   if (count == 0) return;
   with_floating(dtype, [&](auto type) {
     using T = decltype(type);
-    launch<swiglu_forward_kernel<T>>(ceil_div(count, kBlockElements<T>), kThreads, 0, stream,
+    launch<swiglu_forward_kernel<T>>(ceil_div(count, kBlockElements<T, 2>), kThreads, 0, stream,
                                      static_cast<T*>(y), static_cast<const T*>(x), count, channels,
                                      channels % kWide<T> == 0 && on_boundaries({y, x}));
   });
@@ -167,10 +177,10 @@ void swiglu_backward(void* dx, const void* dy, const void* x, Dtype dtype, int64
   if (count == 0) return;
   with_floating(dtype, [&](auto type) {
     using T = decltype(type);
-    launch<swiglu_backward_kernel<T>>(ceil_div(count, kBlockElements<T>), kThreads, 0, stream,
-                                      static_cast<T*>(dx), static_cast<const T*>(dy),
-                                      static_cast<const T*>(x), count, channels,
-                                      channels % kWide<T> == 0 && on_boundaries({dx, dy, x}));
+    launch<swiglu_backward_kernel<T>>(
+        ceil_div(count, kBlockElements<T, 3>), kThreads, 0, stream, static_cast<T*>(dx),
+        static_cast<T*>(dx) + channels, static_cast<const T*>(dy), static_cast<const T*>(x), count,
+        channels, channels % kWide<T> == 0 && on_boundaries({dx, dy, x}));
   });
 }
 

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A warp a set for means[set] = {A, B}, then a warp a channel for dgamma and dbeta.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     gradient_sums_kernel(Global<float> means, Global<float> dgamma, Global<float> dbeta,
                          Global<const float> sums, Global<const float> rstd,
                          Global<const float> gamma, ChannelRows shape, bool fixed) {

@@ -20,12 +20,12 @@ __device__ inline uint32_t word_of(const RngKey& rng, uint64_t index) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     dropout_kernel(Global<T> y, Global<const T> x, int64_t count, RngKey rng, uint64_t first,
                    uint32_t threshold, float factor, bool wide) {
-  each_chunk<T>(count, wide, [&]<int N>(Width<N>, int64_t i) {
-    float v[N];
-    load_floats<N, T>(v, x + i);
+  const auto read = [&]<int N>(float(&v)[1][N], int64_t i) { load_floats<N, T>(v[0], x + i); };
+  each_chunk<T, 1>(count, wide, read, [&]<int N>(float(&in)[1][N], int64_t i) {
+    float(&v)[N] = in[0];
     const uint64_t draw = first + static_cast<uint64_t>(i);
     if constexpr (N % 4 == 0) {  // draw is a multiple of 4
       FOVEA_UNROLL
@@ -43,12 +43,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     dropout_spans_kernel(Global<T> y, Global<const T> x, int64_t count, int64_t span, RngKey rng,
                          uint64_t first, uint32_t threshold, float factor, bool wide) {
-  each_chunk<T>(count, wide, [&]<int N>(Width<N>, int64_t i) {
-    float v[N];
-    load_floats<N, T>(v, x + i);
+  const auto read = [&]<int N>(float(&v)[1][N], int64_t i) { load_floats<N, T>(v[0], x + i); };
+  each_chunk<T, 1>(count, wide, read, [&]<int N>(float(&in)[1][N], int64_t i) {
+    float(&v)[N] = in[0];
     const bool keep = word_of(rng, first + static_cast<uint64_t>(i / span)) >= threshold;
     FOVEA_UNROLL
     for (int e = 0; e < N; ++e) v[e] = keep ? v[e] * factor : 0.0f;
@@ -63,7 +63,7 @@ void dropout(void* y, const void* x, Dtype dtype, int64_t count, int64_t span, c
   if (count == 0) return;
   with_floating(dtype, [&](auto type) {
     using T = decltype(type);
-    const int64_t blocks = ceil_div(count, kBlockElements<T>);
+    const int64_t blocks = ceil_div(count, kBlockElements<T, 1>);
     if (span == 1) {
       launch<dropout_kernel<T>>(blocks, kThreads, 0, stream, static_cast<T*>(y),
                                 static_cast<const T*>(x), count, rng, first, threshold, factor,

@@ -13,19 +13,19 @@ namespace FOVEA_GPU {
 namespace {
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     embedding_forward_kernel(Global<T> out, Global<const T> weight, Global<const int64_t> ids,
                              int64_t count, int64_t channels, bool wide) {
-  each_chunk<T>(count * channels, wide, [&]<int N>(Width<N>, int64_t i) {
-    const int64_t row = i / channels;
-    const int64_t id = ids[row];
-    float values[N];
-    load_floats<N, T>(values, weight + (id * channels + (i - row * channels)));
-    store_floats<N, T>(out + i, values);
-  });
+  each_chunk<T, 1>(
+      count * channels, wide,
+      [&]<int N>(float(&v)[1][N], int64_t i) {
+        const int64_t row = i / channels, id = ids[row];
+        load_floats<N, T>(v[0], weight + (id * channels + (i - row * channels)));
+      },
+      [&]<int N>(float(&v)[1][N], int64_t i) { store_floats<N, T>(out + i, v[0]); });
 }
 
-// A block's y is the row, its x and threads are the columns.
+// A block's x is the row, its y and threads are the columns.
 template <typename To, typename From, int N>
 __global__ void __launch_bounds__(kThreads)
     embedding_sum_kernel(Global<To> out, Global<const int64_t> rows, Global<const int64_t> first,
@@ -69,9 +69,9 @@ void embedding_forward(void* out, const void* weight, const int64_t* ids, Dtype 
   if (count * channels == 0) return;
   with_floating(dtype, [&](auto type) {
     using T = decltype(type);
-    launch<embedding_forward_kernel<T>>(ceil_div(count * channels, kBlockElements<T>), kThreads, 0,
-                                        stream, static_cast<T*>(out), static_cast<const T*>(weight),
-                                        ids, count, channels,
+    launch<embedding_forward_kernel<T>>(ceil_div(count * channels, kBlockElements<T, 1>), kThreads,
+                                        0, stream, static_cast<T*>(out),
+                                        static_cast<const T*>(weight), ids, count, channels,
                                         channels % kWide<T> == 0 && on_boundaries({out, weight}));
   });
 }

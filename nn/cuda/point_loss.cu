@@ -48,14 +48,17 @@ __global__ void __launch_bounds__(kThreads)
                                Global<const float> target, int64_t count, PointLoss kind,
                                bool wide) {
   const float g = dloss[0] / static_cast<float>(count);
-  each_chunk<T>(count, wide, [&]<int N>(Width<N>, int64_t i) {
-    float v[N], t[N];
-    load_floats<N, T>(v, x + i);
-    load_floats<N, float>(t, target + i);
-    FOVEA_UNROLL
-    for (int e = 0; e < N; ++e) v[e] = g * slope(v[e], t[e], kind);
-    store_floats<N, T>(dx + i, v);
-  });
+  each_chunk<T, 2>(
+      count, wide,
+      [&]<int N>(float(&v)[2][N], int64_t i) {
+        load_floats<N, T>(v[0], x + i);
+        load_floats<N, float>(v[1], target + i);
+      },
+      [&]<int N>(float(&v)[2][N], int64_t i) {
+        FOVEA_UNROLL
+        for (int e = 0; e < N; ++e) v[0][e] = g * slope(v[0][e], v[1][e], kind);
+        store_floats<N, T>(dx + i, v[0]);
+      });
 }
 
 }  // namespace
@@ -76,9 +79,9 @@ void point_loss_backward(void* dx, const float* dloss, const void* x, Dtype dtyp
                          const float* target, int64_t count, PointLoss kind, Stream stream) {
   with_floating(dtype, [&](auto type) {
     using T = decltype(type);
-    launch<point_loss_backward_kernel<T>>(ceil_div(count, kBlockElements<T>), kThreads, 0, stream,
-                                          static_cast<T*>(dx), dloss, static_cast<const T*>(x),
-                                          target, count, kind, on_boundaries({dx, x, target}));
+    launch<point_loss_backward_kernel<T>>(
+        ceil_div(count, kBlockElements<T, 2>), kThreads, 0, stream, static_cast<T*>(dx), dloss,
+        static_cast<const T*>(x), target, count, kind, on_boundaries({dx, x, target}));
   });
 }
 

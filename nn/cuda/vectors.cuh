@@ -13,6 +13,10 @@ namespace FOVEA_GPU {
 
 constexpr int kThreads = 256;
 
+// A number known when compiling, as an argument.
+template <int N>
+using Width = std::integral_constant<int, N>;
+
 // Elements of one access.
 template <typename T>
 inline constexpr int kWide = 16 / static_cast<int>(sizeof(T));
@@ -71,28 +75,42 @@ __device__ inline void store_some(Global<T> to, const float (&values)[N], int64_
 
 // ---- flat chunks --------------------------------------------------------------------------------
 
-constexpr int kChunks = 4;  // a thread's, independent of each other
-template <typename T>
-inline constexpr int64_t kBlockElements = int64_t{kThreads} * kChunks* kWide<T>;
+// Chunks of a thread, whose loads stand before the first store: 3 or 4 accesses in flight.
+template <int kInputs>
+inline constexpr int kChunks = 4 / kInputs;
+template <typename T, int kInputs>
+inline constexpr int64_t kBlockElements = int64_t{kThreads} * kChunks<kInputs>* kWide<T>;
 
-template <int N>
-using Width = std::integral_constant<int, N>;
-
-// Over this block's part of n elements: f(Width<N>, i) for the N elements from i on; N is
-// kWide<T>, or 1 at the very end and where the tensors are not `wide` (on 16-byte boundaries).
-template <typename T, typename F>
-__device__ inline void each_chunk(int64_t n, bool wide, F f) {
-  const int64_t begin = int64_t{blockIdx.x} * kBlockElements<T>;
-  if (wide && begin + kBlockElements<T> <= n) {
+// Over this block's part of n elements, N = kWide<T> at a time, or 1 at the very end and where the
+// tensors are not `wide` (on 16-byte boundaries): read(v, i) fills v [kInputs][N] from the elements
+// from i on, finish(v, i) stores what comes of them.
+template <typename T, int kInputs, typename Read, typename Finish>
+__device__ inline void each_chunk(int64_t n, bool wide, Read read, Finish finish) {
+  constexpr int N = kWide<T>;
+  constexpr int64_t kBlock = kBlockElements<T, kInputs>;
+  const int64_t begin = int64_t{blockIdx.x} * kBlock;
+  if (wide && begin + kBlock <= n) {
+    const int64_t first = begin + int64_t{threadIdx.x} * N;
+    float v[kChunks<kInputs>][kInputs][N];
     FOVEA_UNROLL
-    for (int chunk = 0; chunk < kChunks; ++chunk)
-      f(Width<kWide<T>>{}, begin + (int64_t{chunk} * kThreads + threadIdx.x) * kWide<T>);
-  } else {
-    const int64_t end = begin + kBlockElements<T> < n ? begin + kBlockElements<T> : n;
-    const int64_t body = wide ? begin + (end - begin) / kWide<T> * kWide<T> : begin;
-    for (int64_t i = begin + int64_t{threadIdx.x} * kWide<T>; i < body; i += kThreads * kWide<T>)
-      f(Width<kWide<T>>{}, i);
-    for (int64_t i = body + threadIdx.x; i < end; i += kThreads) f(Width<1>{}, i);
+    for (int chunk = 0; chunk < kChunks<kInputs>; ++chunk)
+      read(v[chunk], first + int64_t{chunk} * kThreads * N);
+    FOVEA_UNROLL
+    for (int chunk = 0; chunk < kChunks<kInputs>; ++chunk)
+      finish(v[chunk], first + int64_t{chunk} * kThreads * N);
+    return;
+  }
+  const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+  const int64_t body = wide ? begin + (end - begin) / N * N : begin;
+  for (int64_t i = begin + int64_t{threadIdx.x} * N; i < body; i += kThreads * N) {
+    float v[kInputs][N];
+    read(v, i);
+    finish(v, i);
+  }
+  for (int64_t i = body + threadIdx.x; i < end; i += kThreads) {
+    float v[kInputs][1];
+    read(v, i);
+    finish(v, i);
   }
 }
 
