@@ -111,9 +111,10 @@ NamedVariables run_operator(const NamedVariables& tensors, const config::Options
     const auto found = tensors.find(name);
     return found == tensors.end() ? Variable() : found->second;
   };
-  return {{"out", softmax_attention(q, tensors.at("k"), tensors.at("v"), optional("sink"),
-                                    o.alibi ? alibi_slopes(q.dim(1)).to(q.value().device()) : Tensor(),
-                                    make_mask(o.causal, o.window), options, optional("bias"))}};
+  return {
+      {"out", softmax_attention(q, tensors.at("k"), tensors.at("v"), optional("sink"),
+                                o.alibi ? alibi_slopes(q.dim(1)).to(q.value().device()) : Tensor(),
+                                make_mask(o.causal, o.window), options, optional("bias"))}};
 }
 
 }  // namespace
