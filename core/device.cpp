@@ -47,6 +47,8 @@ Device parse_device(std::string_view text) {
     FOVEA_CHECK(code == std::errc{} && rest == end && device.index >= 0 && begin != end,
                 "device: expected cuda:N with a number N, found \"", std::string(text), '"');
   }
+  FOVEA_CHECK(device.index == 0, "device: \"", std::string(text),
+              "\": one card is used; choose it with CUDA_VISIBLE_DEVICES and name it cuda");
   if (!has(device.kind)) {
     std::string known;
     for (const Device d : devices_of_build()) known += concat(known.empty() ? "" : ", ", d);

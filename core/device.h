@@ -41,7 +41,7 @@ inline std::ostream& operator<<(std::ostream& out, Device device) {
 // The kinds this build can run, cpu first; whether a card is there is not asked.
 std::vector<Device> devices_of_build();
 
-// "cpu", "cuda", "cuda:1", "interpreted"; throws for anything else, and for a device this build
+// "cpu", "cuda" (or "cuda:0"), "interpreted"; throws for anything else, and for a device this build
 // lacks.
 Device parse_device(std::string_view text);
 

@@ -63,5 +63,12 @@ TEST_P(Copies, F64StaysOnTheCpu) {
 
 FOVEA_ON_DEVICES(Copies);
 
+TEST(Devices, NamesAreReadAndRefused) {
+  EXPECT_EQ(parse_device("cpu"), kCpu);
+  for (const Device device : devices_of_build()) EXPECT_EQ(parse_device(name(device.kind)), device);
+  for (const char* text : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1", "interpreted:0"})
+    EXPECT_THROW(parse_device(text), Error) << text;
+}
+
 }  // namespace
 }  // namespace fovea
