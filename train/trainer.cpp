@@ -18,8 +18,12 @@ data::Batch slice(const data::Batch& batch, int64_t begin, int64_t end) {
   return {cut(batch.inputs), cut(batch.targets), cut(batch.soft_targets)};
 }
 
+// What models compute with. Ids and labels stay: they are checked and counted on the host, and a
+// GPU gets them from there without its host waiting for it.
 data::Batch moved(const data::Batch& batch, Device device) {
-  return {batch.inputs.to(device), batch.targets.to(device), batch.soft_targets.to(device)};
+  const bool values = is_floating(batch.inputs.dtype());
+  return {values ? batch.inputs.to(device) : batch.inputs, batch.targets,
+          batch.soft_targets.to(device)};
 }
 
 // Of this build, and there: a card that does not answer is an error before anything is made.

@@ -2,6 +2,8 @@
 #include "core/cuda/device.h"
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <string_view>
@@ -14,6 +16,43 @@ namespace {
 constexpr size_t kSharedByDefault = size_t{48} << 10;  // more must be asked for, per kernel
 
 cudaStream_t handle(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
+
+// Page-locked memory through which host values go to a card, in turns: a copy is queued and the
+// host goes on; it waits only for a slot whose last copy is not done.
+class Staging {
+ public:
+  static Staging& one() {
+    static auto* staging = new Staging;  // the runtime may be gone before it could be destroyed
+    return *staging;
+  }
+  void send(void* to, const void* from, size_t bytes, cudaStream_t stream) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t done = 0; done < bytes; done += kSlot) {
+      const size_t part = std::min(kSlot, bytes - done);
+      Slot& slot = slots_[next_++ % slots_.size()];
+      if (slot.memory == nullptr) {
+        FOVEA_CUDA_CHECK(cudaMallocHost(&slot.memory, kSlot));
+        FOVEA_CUDA_CHECK(cudaEventCreateWithFlags(&slot.sent, cudaEventDisableTiming));
+      } else {
+        FOVEA_CUDA_CHECK(cudaEventSynchronize(slot.sent));
+      }
+      std::memcpy(slot.memory, static_cast<const std::byte*>(from) + done, part);
+      FOVEA_CUDA_CHECK(cudaMemcpyAsync(static_cast<std::byte*>(to) + done, slot.memory, part,
+                                       cudaMemcpyHostToDevice, stream));
+      FOVEA_CUDA_CHECK(cudaEventRecord(slot.sent, stream));
+    }
+  }
+
+ private:
+  static constexpr size_t kSlot = size_t{4} << 20;
+  struct Slot {
+    void* memory = nullptr;
+    cudaEvent_t sent = nullptr;
+  };
+  std::array<Slot, 8> slots_;
+  size_t next_ = 0;
+  std::mutex mutex_;
+};
 
 }  // namespace
 
@@ -42,9 +81,7 @@ void* device_allocate(size_t bytes) {
 void device_free(void* block) noexcept { cudaFree(block); }
 
 void copy_to_device(void* to, const void* from, size_t bytes, Stream stream) {
-  if (bytes == 0) return;
-  FOVEA_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, handle(stream)));
-  synchronize(stream);
+  if (bytes > 0) Staging::one().send(to, from, bytes, handle(stream));
 }
 
 void copy_to_host(void* to, const void* from, size_t bytes, Stream stream) {

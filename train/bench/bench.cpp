@@ -87,12 +87,12 @@ Tensor random(const Shape& shape, Dtype dtype, const std::string& name, Device d
   return t.to(dtype).to(device);
 }
 
-Tensor random_ids(const Shape& shape, int64_t vocab, Device device) {
+Tensor random_ids(const Shape& shape, int64_t vocab) {
   const Tensor ids = Tensor::empty(shape, Dtype::i64);
   for (int64_t i = 0; i < ids.numel(); ++i)
     ids.data<int64_t>()[i] = static_cast<int64_t>(random_below(
         RngKey(1, "bench", "ids"), static_cast<uint64_t>(i), static_cast<uint64_t>(vocab)));
-  return ids.to(device);
+  return ids;
 }
 
 }  // namespace
@@ -158,7 +158,7 @@ std::vector<BenchRow> bench_memory(double seconds, Device device) {
     const int64_t r = part(2048, device), v = 16384;
     const auto values = static_cast<double>(r * v);
     const Variable logits(random({r, v}, Dtype::f32, "l", device), true);
-    const Tensor targets = random_ids({r}, v, device);
+    const Tensor targets = random_ids({r}, v);
     rows.push_back(measure(concat("cross-entropy forward, ", r, " x ", v), seconds, 4e-9 * values,
                            "GB/s", 1e-9, limit, device, [&] {
                              const NoGrad no_grad;
@@ -221,8 +221,8 @@ std::vector<BenchRow> bench_step(const StepBench& z, Dtype dtype, double seconds
   gpt.to(device);
   const Parameters parameters = gpt.parameters();
   const auto optimizer = make_optimizer(OptimizerOptions(), parameters);
-  const Tensor ids = random_ids({z.batch, z.context}, z.vocab, device),
-               targets = random_ids({z.batch, z.context}, z.vocab, device);
+  const Tensor ids = random_ids({z.batch, z.context}, z.vocab),
+               targets = random_ids({z.batch, z.context}, z.vocab);
   const double flops = 3.0 * gpt.forward_flops(z.batch, z.context),
                tokens = static_cast<double>(z.batch * z.context);
   BenchRow row = measure(concat("GPT ", z.layers, " x ", z.dim, ", context ", z.context, ", batch ",
