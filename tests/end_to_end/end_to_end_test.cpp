@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program as its user runs it: train, stop, damage, resume, evaluate, sample. Every run is a
 // few steps of a tiny model.
+#include <algorithm>
+
+#include "core/device.h"
 #include "tests/end_to_end/program.h"
 
 namespace fovea::train {
@@ -156,6 +159,39 @@ TEST_F(EndToEnd, EvaluationAndSamplesRepeat) {
       run({"report", folder_name, folder_name, "--out", (folder / "both.html").string()}).status,
       0);
   EXPECT_LINE(read_file(folder / "both.html"), "2 runs");
+}
+
+// The kernels of a card, without one.
+TEST_F(EndToEnd, TheInterpretedDeviceTrainsResumesAndSamples) {
+  const std::vector<Device> devices = devices_of_build();
+  if (std::none_of(devices.begin(), devices.end(),
+                   [](Device d) { return d.kind == Device::Kind::interpreted; })) {
+    EXPECT_LINE(train({"--device=interpreted"}).error, "expected one of cpu");
+    return;
+  }
+  const Result trained = train({"--device=interpreted", "--precision=bf16", "--train.steps=4",
+                                "--train.batch=2", "--train.micro_batch=0", "--train.eval_every=0",
+                                "--train.save_every=2", "--train.sample_tokens=3"});
+  ASSERT_EQ(trained.status, 0) << trained.error;
+  const fs::path run_folder = runs().at(0);
+  const auto expected = losses(run_folder);
+  ASSERT_EQ(expected.size(), 4u);
+  fs::remove(checkpoint(run_folder, "04"));
+  ASSERT_EQ(run({"resume", run_folder.string()}).status, 0);
+  EXPECT_EQ(losses(run_folder), expected);
+  EXPECT_EQ(run({"sample", run_folder.string(), "--prompt", "The ", "--tokens", "3"}).status, 0);
+  const std::string golden = "tests/golden/softmax_attention__causal.h5";
+  for (const std::string dtype : {"f32", "bf16"})
+    EXPECT_EQ(run({"op", "check", golden, "--device", "interpreted", "--dtype", dtype}).status, 0);
+  EXPECT_LINE(run({"op", "check", golden, "--device", "interpreted", "--dtype", "f64"}).error,
+              "f64 is for the cpu");
+  EXPECT_LINE(run({"bench", "memory", "--device", "interpreted", "--seconds", "0"}).out,
+              "LayerNorm backward");
+  EXPECT_LINE(run({"bench", "attention", "--device", "interpreted", "--shapes", "1x2x40x32",
+                   "--seconds", "0"})
+                  .out,
+              "forward + backward");
+  EXPECT_LINE(run({"doctor"}).out, "interpreted: ");
 }
 
 TEST_F(EndToEnd, WrongConfigsEndWithTwoAndCreateNothing) {
