@@ -77,7 +77,7 @@ class EndToEnd : public testing::Test {
         freopen((folder / "error").c_str(), "w", stderr) == nullptr)
       _exit(126);
     const char* program = std::getenv("FOVEA_PROGRAM");
-    execv(program != nullptr ? program : "build/release/fovea", argv.data());
+    execv(program != nullptr ? program : FOVEA_PROGRAM, argv.data());  // of the same build
     _exit(127);
   }
   Result finish(pid_t child) const {
