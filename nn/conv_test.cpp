@@ -5,32 +5,14 @@
 
 #include "autograd/gradcheck.h"
 #include "autograd/ops.h"
+#include "core/testing/conv_cases.h"
 #include "nn/test_util.h"
 
 namespace fovea::nn {
 namespace {
 
-struct Case {
-  const char* name;
-  Shape x, w;
-  ConvGeometry geometry;
-};
-
-const std::vector<Case>& cases() {
-  static const std::vector<Case> list{
-      {"dense", {2, 3, 6, 5}, {4, 3, 3, 3}, {{1, 1}, {1, 1}, {1, 1}, {1, 1}, 1}},
-      {"strided", {2, 2, 7, 8}, {3, 2, 3, 2}, {{2, 3}, {1, 1}, {0, 1}, {1, 0}, 1}},
-      {"dilated", {1, 2, 9, 9}, {2, 2, 3, 3}, {{1, 1}, {2, 3}, {2, 3}, {2, 3}, 1}},
-      {"grouped", {2, 4, 5, 5}, {6, 2, 3, 3}, {{1, 1}, {1, 1}, {1, 1}, {1, 1}, 2}},
-      {"depthwise", {2, 5, 6, 6}, {5, 1, 3, 3}, {{1, 1}, {1, 1}, {1, 1}, {1, 1}, 5}},
-      {"causal", {2, 4, 1, 9}, {4, 1, 1, 4}, {{1, 1}, {1, 1}, {0, 3}, {0, 0}, 4}},
-      {"pointwise", {2, 3, 4, 4}, {2, 3, 1, 1}, {}},
-  };
-  return list;
-}
-
 TEST(Conv, Gradients) {
-  for (const Case& c : cases()) {
+  for (const ConvCase& c : conv_cases()) {
     SCOPED_TRACE(c.name);
     gradcheck([&](const Variables& in) { return conv2d(in[0], in[1], in[2], c.geometry); },
               {Variable(random_tensor(c.x, "x"), true), Variable(random_tensor(c.w, "w"), true),
@@ -39,7 +21,7 @@ TEST(Conv, Gradients) {
 }
 
 TEST(Conv, LowerPrecisionFollowsTheDefinition) {
-  for (const Case& c : cases()) {
+  for (const ConvCase& c : conv_cases()) {
     SCOPED_TRACE(c.name);
     // values that bf16 holds exactly
     const Tensor x = random_tensor(c.x, "x", Dtype::bf16), w = random_tensor(c.w, "w", Dtype::bf16),

@@ -140,18 +140,7 @@ class NormFn final : public Function {
                    dbeta.data<double>(), rows_, n, options_.kind == NormKind::rms);
       if (dsum.defined()) ds = add(ds, dsum);
     } else {
-      const NormBackward call{dy.raw(),
-                              dy.dtype(),
-                              s.raw(),
-                              s.dtype(),
-                              dsum.raw(),
-                              ds.raw(),
-                              gamma.data<float>(),
-                              mean.data<float>(),
-                              rstd.data<float>(),
-                              n,
-                              options_.kind == NormKind::rms,
-                              ds.bytes() > kCacheBytes};
+      const NormBackward call = backward_call(dy, dsum, ds, ds.bytes() > kCacheBytes);
       const int64_t block = rows_per_block(rows_), blocks = (rows_ + block - 1) / block;
       const Tensor partial = Tensor::zeros({std::max<int64_t>(1, blocks), 2, n});
       parallel_for_each(0, blocks, [&](int64_t k) {
@@ -171,24 +160,29 @@ class NormFn final : public Function {
   }
 
  private:
+  NormBackward backward_call(const Tensor& dy, const Tensor& dsum, const Tensor& ds,
+                             bool stream) const {
+    const auto [s, gamma, mean, rstd] = saved<4>();
+    return {dy.raw(),
+            dy.dtype(),
+            s.raw(),
+            s.dtype(),
+            dsum.raw(),
+            ds.raw(),
+            gamma.data<float>(),
+            mean.data<float>(),
+            rstd.data<float>(),
+            s.dim(-1),
+            options_.kind == NormKind::rms,
+            stream};
+  }
   Tensors backward_gpu(const Tensor& dy, const Tensor& dsum) const {
     const auto [s, gamma, mean, rstd] = saved<4>();
     const Device device = s.device();
     const int64_t n = s.dim(-1);
     const Tensor ds = Tensor::empty_like(s), sums = Tensor::empty({2, n}, Dtype::f32, device),
                  partial = Tensor::empty({norm_parts(rows_), 2, n}, Dtype::f32, device);
-    const NormBackward call{dy.raw(),
-                            dy.dtype(),
-                            s.raw(),
-                            s.dtype(),
-                            dsum.raw(),
-                            ds.raw(),
-                            gamma.data<float>(),
-                            mean.data<float>(),
-                            rstd.data<float>(),
-                            n,
-                            options_.kind == NormKind::rms,
-                            false};
+    const NormBackward call = backward_call(dy, dsum, ds, false);
     FOVEA_GPU_CALL(device, norm_backward, call, sums.data<float>(), partial.data<float>(), rows_,
                    stream_of(device));
     return {ds, with_delta_ ? ds : Tensor(), sums.select(0, 0),

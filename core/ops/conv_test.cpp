@@ -4,29 +4,11 @@
 #include <cmath>
 
 #include "core/rng.h"
+#include "core/testing/conv_cases.h"
 #include "core/testing/devices.h"
 
 namespace fovea {
 namespace {
-
-struct Case {
-  const char* name;
-  Shape x, w;
-  ConvGeometry geometry;
-};
-
-const std::vector<Case>& cases() {
-  static const std::vector<Case> list{
-      {"dense", {2, 3, 6, 5}, {4, 3, 3, 3}, {{1, 1}, {1, 1}, {1, 1}, {1, 1}, 1}},
-      {"uneven padding", {2, 2, 7, 8}, {3, 2, 3, 2}, {{2, 3}, {1, 1}, {0, 1}, {1, 0}, 1}},
-      {"dilated", {1, 2, 9, 9}, {2, 2, 3, 3}, {{1, 1}, {2, 3}, {2, 3}, {2, 3}, 1}},
-      {"grouped", {2, 4, 5, 5}, {6, 2, 3, 3}, {{1, 1}, {1, 1}, {1, 1}, {1, 1}, 2}},
-      {"depthwise", {2, 5, 6, 6}, {5, 1, 3, 3}, {{1, 1}, {1, 1}, {1, 1}, {1, 1}, 5}},
-      {"causal", {2, 4, 1, 9}, {4, 1, 1, 4}, {{1, 1}, {1, 1}, {0, 3}, {0, 0}, 4}},
-      {"patches", {2, 3, 8, 8}, {16, 3, 4, 4}, {{4, 4}, {1, 1}, {0, 0}, {0, 0}, 1}},
-  };
-  return list;
-}
 
 class Convolution : public OnDevices {
  protected:
@@ -50,7 +32,7 @@ class Convolution : public OnDevices {
 };
 
 TEST_P(Convolution, ResultAndGradientsFollowTheDefinition) {
-  for (const Case& c : cases()) {
+  for (const ConvCase& c : conv_cases()) {
     const Tensor x = normal(c.x, "x"), w = normal(c.w, "w"), b = normal({c.w[0]}, "b"),
                  dy = normal(conv_shape(c.x, c.w, c.geometry), "dy");
     const Tensor y = conv(x, w, b, c.geometry), plain = conv(x, w, Tensor(), c.geometry),
