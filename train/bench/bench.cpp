@@ -76,9 +76,18 @@ BenchRow measure(const std::string& name, double seconds, double work, const std
   return row;
 }
 
-// The interpreted device gets a small part of the work: rows, elements.
-int64_t part(int64_t n, Device device) {
-  return device.kind == Device::Kind::interpreted ? std::max<int64_t>(1, n / 512) : n;
+// Rows or elements: a card gets four times the cpu's, more than its L2 holds; the interpreted
+// device a small part.
+int64_t sized(int64_t n, Device device) {
+  switch (device.kind) {
+    case Device::Kind::cuda:
+      return 4 * n;
+    case Device::Kind::interpreted:
+      return std::max<int64_t>(1, n / 512);
+    case Device::Kind::cpu:
+      break;
+  }
+  return n;
 }
 
 Tensor random(const Shape& shape, Dtype dtype, const std::string& name, Device device) {
@@ -116,63 +125,87 @@ std::vector<BenchRow> bench_gemm(double seconds, Device device) {
   return rows;
 }
 
-std::vector<BenchRow> bench_memory(double seconds, Device device) {
-  std::vector<BenchRow> rows;
-  const RoofSample limit = memory_roof(device);
-  {
-    const int64_t n = part(16 << 20, device);
-    Parameters parameters{{"weights", Variable(random({n}, Dtype::f32, "p", device), true)}};
-    parameters[0].variable.set_grad(random({n}, Dtype::f32, "g", device));
-    const auto optimizer = make_optimizer(OptimizerOptions(), parameters);
-    rows.push_back(measure(concat("AdamW, ", n, " parameters"), seconds,
-                           28e-9 * static_cast<double>(n), "GB/s", 1e-9, limit, device,
-                           [&] { optimizer->step(1e-3, 0.5); }));
+namespace {
+
+// What every row of bench_memory is measured with.
+struct MemoryBench {
+  double seconds;
+  Dtype dtype;  // of activations and logits
+  Device device;
+  RoofSample limit = memory_roof(device);
+
+  double bytes(double count) const { return 1e-9 * count * static_cast<double>(size_of(dtype)); }
+  BenchRow row(const std::string& what, double gigabytes, const std::function<void()>& f,
+               const std::function<void()>& prepare = nullptr) const {
+    return measure(what, seconds, gigabytes, "GB/s", 1e-9, limit, device, f, prepare);
   }
-  {
-    const int64_t r = part(16384, device), c = 1024;
-    const auto values = static_cast<double>(r * c);
+};
+
+// Reads p, g, m, v and writes p, m, v, all f32.
+BenchRow bench_adamw(const MemoryBench& bench) {
+  const int64_t n = sized(16 << 20, bench.device);
+  Parameters parameters{{"weights", Variable(random({n}, Dtype::f32, "p", bench.device), true)}};
+  parameters[0].variable.set_grad(random({n}, Dtype::f32, "g", bench.device));
+  const auto optimizer = make_optimizer(OptimizerOptions(), parameters);
+  return bench.row(concat("AdamW, ", n, " parameters"), 28e-9 * static_cast<double>(n),
+                   [&] { optimizer->step(1e-3, 0.5); });
+}
+
+// Forward reads x and writes y; backward reads x and dy and writes dx.
+void bench_norm(std::vector<BenchRow>& rows, const MemoryBench& bench, nn::NormKind kind) {
+  const int64_t r = sized(16384, bench.device), c = 1024;
+  const auto values = static_cast<double>(r * c);
+  const bool layer = kind == nn::NormKind::layer;
+  const std::string size = concat(", ", r, " x ", c, ", ", name(bench.dtype)),
+                    what = layer ? "LayerNorm " : "RMSNorm ";
+  nn::NormOptions options;
+  options.kind = kind;
+  options.out_dtype = bench.dtype;
+  const Variable x(random({r, c}, bench.dtype, "x", bench.device), true),
+      gamma(Tensor::full({c}, 1.0, Dtype::f32, bench.device), true),
+      beta = layer ? Variable(Tensor::zeros({c}, Dtype::f32, bench.device), true) : Variable();
+  rows.push_back(bench.row(what + "forward" + size, bench.bytes(2 * values), [&] {
     const NoGrad no_grad;
-    const Variable x(random({r, c}, Dtype::f32, "x", device)),
-        gamma(Tensor::full({c}, 1.0, Dtype::f32, device)),
-        beta(Tensor::zeros({c}, Dtype::f32, device));
-    rows.push_back(measure(concat("LayerNorm forward, ", r, " x ", c), seconds, 8e-9 * values,
-                           "GB/s", 1e-9, limit, device, [&] { nn::norm(x, gamma, beta, {}); }));
-  }
-  {
-    const int64_t r = part(16384, device), c = 1024;
-    const auto values = static_cast<double>(r * c);
-    const Variable x(random({r, c}, Dtype::f32, "x", device), true),
-        gamma(Tensor::full({c}, 1.0, Dtype::f32, device), true),
-        beta(Tensor::zeros({c}, Dtype::f32, device), true);
-    const Tensor dy = random({r, c}, Dtype::f32, "dy", device);
-    Variable y;
-    rows.push_back(measure(
-        concat("LayerNorm backward, ", r, " x ", c), seconds, 12e-9 * values, "GB/s", 1e-9, limit,
-        device, [&] { y.backward(dy); },
-        [&] {
-          x.zero_grad();
-          y = nn::norm(x, gamma, beta, {});
-        }));
-  }
-  {
-    const int64_t r = part(2048, device), v = 16384;
-    const auto values = static_cast<double>(r * v);
-    const Variable logits(random({r, v}, Dtype::f32, "l", device), true);
-    const Tensor targets = random_ids({r}, v);
-    rows.push_back(measure(concat("cross-entropy forward, ", r, " x ", v), seconds, 4e-9 * values,
-                           "GB/s", 1e-9, limit, device, [&] {
-                             const NoGrad no_grad;
-                             nn::cross_entropy(logits, targets);
-                           }));
-    Variable loss;
-    rows.push_back(measure(
-        concat("cross-entropy backward, ", r, " x ", v), seconds, 8e-9 * values, "GB/s", 1e-9,
-        limit, device, [&] { loss.backward(); },
-        [&] {
-          logits.zero_grad();
-          loss = nn::cross_entropy(logits, targets);
-        }));
-  }
+    nn::norm(x, gamma, beta, options);
+  }));
+  const Tensor dy = random({r, c}, bench.dtype, "dy", bench.device);
+  Variable y;
+  rows.push_back(bench.row(
+      what + "backward" + size, bench.bytes(3 * values), [&] { y.backward(dy); },
+      [&] {
+        x.zero_grad();
+        y = nn::norm(x, gamma, beta, options);
+      }));
+}
+
+// Forward reads the logits; backward reads them and writes their gradient.
+void bench_cross_entropy(std::vector<BenchRow>& rows, const MemoryBench& bench) {
+  const int64_t r = sized(2048, bench.device), v = 16384;
+  const auto values = static_cast<double>(r * v);
+  const std::string size = concat(", ", r, " x ", v, ", ", name(bench.dtype));
+  const Variable logits(random({r, v}, bench.dtype, "l", bench.device), true);
+  const Tensor targets = random_ids({r}, v);
+  rows.push_back(bench.row("cross-entropy forward" + size, bench.bytes(values), [&] {
+    const NoGrad no_grad;
+    nn::cross_entropy(logits, targets);
+  }));
+  Variable loss;
+  rows.push_back(bench.row(
+      "cross-entropy backward" + size, bench.bytes(2 * values), [&] { loss.backward(); },
+      [&] {
+        logits.zero_grad();
+        loss = nn::cross_entropy(logits, targets);
+      }));
+}
+
+}  // namespace
+
+std::vector<BenchRow> bench_memory(Dtype dtype, double seconds, Device device) {
+  const MemoryBench bench{seconds, dtype, device};
+  std::vector<BenchRow> rows{bench_adamw(bench)};
+  bench_norm(rows, bench, nn::NormKind::layer);
+  bench_norm(rows, bench, nn::NormKind::rms);
+  bench_cross_entropy(rows, bench);
   return rows;
 }
 
@@ -196,13 +229,16 @@ std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dt
     if (causal) mask.causal();
     const double work = 4e-9 * static_cast<double>(b * h * n * n * d) * (causal ? 0.5 : 1.0);
     const std::string what = concat(name(dtype), causal ? " causal " : " full ", shape);
-    rows.push_back(measure(what + ", forward", seconds, work, "GFLOP/s", 1e-9, limit, device,
-                           [&] { attention::softmax_forward(in, mask, {}); }));
-    rows.push_back(measure(
-        what + ", forward + backward", seconds, 3.5 * work, "GFLOP/s", 1e-9, limit, device, [&] {
-          const attention::ScoreResult result = attention::softmax_forward(in, mask, {});
-          attention::softmax_backward(dout, result, in, mask, {});
-        }));
+    const auto row = [&](const char* pass, double flops, const std::function<void()>& f) {
+      rows.push_back(measure(what + pass, seconds, flops, "GFLOP/s", 1e-9, limit, device, f));
+    };
+    const attention::ScoreResult saved = attention::softmax_forward(in, mask, {});
+    row(", forward", work, [&] { attention::softmax_forward(in, mask, {}); });
+    row(", backward", 2.5 * work, [&] { attention::softmax_backward(dout, saved, in, mask, {}); });
+    row(", forward + backward", 3.5 * work, [&] {
+      const attention::ScoreResult result = attention::softmax_forward(in, mask, {});
+      attention::softmax_backward(dout, result, in, mask, {});
+    });
   }
   return rows;
 }

@@ -49,11 +49,12 @@ void add_bench(CLI::App& program, int&) {
   static StepBench step;
   CLI::App* gemm = bench->add_subcommand("gemm", "matrix products");
   gemm->callback([] { print(bench_gemm(seconds, parse_device(device)), json); });
-  CLI::App* memory = bench->add_subcommand(
-      "memory", "AdamW, LayerNorm, cross-entropy against the memory bandwidth");
-  memory->callback([] { print(bench_memory(seconds, parse_device(device)), json); });
+  CLI::App* memory =
+      bench->add_subcommand("memory", "AdamW, norms, cross-entropy against the memory bandwidth");
+  memory->callback(
+      [] { print(bench_memory(parse_dtype(dtype), seconds, parse_device(device)), json); });
   CLI::App* attention =
-      bench->add_subcommand("attention", "softmax attention forward and forward + backward");
+      bench->add_subcommand("attention", "softmax attention forward, backward and both");
   attention->add_option("--shapes", shapes, "B x H x N x D, as in 1x4x4096x64")->delimiter(',');
   attention->add_option("--causal", causal, "0 or 1")->capture_default_str();
   attention->callback([] {
@@ -82,7 +83,7 @@ void add_bench(CLI::App& program, int&) {
         ->capture_default_str()
         ->check(number(0.0, 3600.0));
   }
-  for (CLI::App* verb : {attention, whole})
+  for (CLI::App* verb : {memory, attention, whole})
     verb->add_option("--dtype", dtype, "f32 or bf16")
         ->capture_default_str()
         ->check(CLI::IsMember({"f32", "bf16"}));
