@@ -13,6 +13,7 @@
 namespace fovea::cuda {
 namespace {
 
+constexpr int kOldestArchitecture = 80;                // bf16 in mma.sync, cp.async
 constexpr size_t kSharedByDefault = size_t{48} << 10;  // more must be asked for, per kernel
 
 cudaStream_t handle(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
@@ -112,6 +113,9 @@ DeviceInfo device_info(int index) {
   DeviceInfo info;
   info.name = properties.name;
   info.architecture = properties.major * 10 + properties.minor;
+  FOVEA_CHECK(info.architecture >= kOldestArchitecture, "cuda: ", info.name, " is sm_",
+              info.architecture, "; these kernels need sm_", kOldestArchitecture,
+              " or later; use --device=cpu");
   info.processors = properties.multiProcessorCount;
   size_t free = 0, total = 0;
   FOVEA_CUDA_CHECK(cudaSetDevice(index));
