@@ -74,6 +74,7 @@ bool Function::any_wanted() const {
 void GraphAccess::attach_inputs(Function& fn, const Variable* const* inputs, size_t count) {
   static std::atomic<uint64_t> next_sequence{1};
   fn.wanted_.assign(count, false);
+  fn.group_ = MemoryLabel::current();
   if (!t_grad_enabled) return;
   fn.inputs_.resize(count);
   for (size_t i = 0; i < count; ++i) {
@@ -145,6 +146,7 @@ void GraphAccess::run_backward(const std::vector<Variable>& roots, std::vector<T
     Function& fn = *node.mapped().fn;
     FOVEA_CHECK(!fn.inputs_.empty(), fn.name(),
                 ": backward ran twice over the same graph; its saved tensors are gone");
+    const MemoryLabel label(fn.group_);
     Tensors gradients = fn.backward(node.mapped().dout);
     node.mapped().dout.clear();
     fn.saved_.clear();
@@ -164,6 +166,8 @@ void GraphAccess::run_backward(const std::vector<Variable>& roots, std::vector<T
         deliver(input, std::move(gradient));
       } else {
         accumulate(inputs[i]->grad, std::move(gradient));
+        if (input.gradient_group != MemoryGroup())
+          inputs[i]->grad.set_memory_group(input.gradient_group);
       }
     }
   }

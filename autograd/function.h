@@ -61,6 +61,7 @@ class Function {
   Tensors saved_;
   std::vector<Shape> output_shapes_;  // to refuse a gradient of the wrong shape by name
   uint64_t sequence_ = 0;             // order of creation: backward runs newest first
+  MemoryGroup group_;                 // label of the forward; what backward makes counts to it too
 };
 
 // The engine's door into Function and Variable; not for use elsewhere.

@@ -20,6 +20,7 @@ struct VariableState {
   bool requires_grad = false;
   std::shared_ptr<Function> producer;
   int output = 0;
+  MemoryGroup gradient_group;  // of a leaf: what its gradients count to, if they have a name
 };
 }  // namespace detail
 

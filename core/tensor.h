@@ -20,16 +20,25 @@ namespace fovea {
 class Storage {
  public:
   Storage(size_t bytes, Device device)
-      : data_(allocate(bytes, device)), bytes_(bytes), device_(device) {}
-  ~Storage() { deallocate(data_, bytes_, device_); }
+      : group_(MemoryLabel::current()),
+        data_(allocate(bytes, device, group_)),
+        bytes_(bytes),
+        device_(device) {}
+  ~Storage() { deallocate(data_, bytes_, device_, group_); }
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
   Device device() const { return device_; }
+  void set_group(MemoryGroup group) {
+    if (group == group_) return;
+    regroup(bytes_, device_, group_, group);
+    group_ = group;
+  }
 
  private:
+  MemoryGroup group_;
   void* data_;
   size_t bytes_;
   Device device_;
@@ -79,6 +88,10 @@ class Tensor {
   Device device() const { return storage_ ? storage_->device() : kCpu; }
   bool is_contiguous() const;
   bool shares_storage_with(const Tensor& other) const { return storage_ == other.storage_; }
+  // What the storage counts to from now on, in place of the label under which it was made.
+  void set_memory_group(MemoryGroup group) const {
+    if (storage_) storage_->set_group(group);
+  }
 
   // First element, on its device. data<T>() throws unless T is the dtype.
   template <typename T>

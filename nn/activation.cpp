@@ -53,6 +53,8 @@ ActivationKernel kernel_of(Activation kind) {
   detail::fail("activation: unknown kind");
 }
 
+void* at(const Tensor& t, int64_t bytes) { return static_cast<char*>(t.raw()) + bytes; }
+
 class ActivationFn final : public Function {
  public:
   explicit ActivationFn(Activation kind) : kind_(kind) {}
@@ -60,48 +62,13 @@ class ActivationFn final : public Function {
 
   Tensor forward(const Tensor& input) {
     const Tensor x = input.contiguous();
-    check_operands(name(), x);
     save(x);
-    const Tensor y = Tensor::empty_like(x);
-    if (const Device device = x.device(); !device.is_cpu()) {
-      FOVEA_GPU_CALL(device, activation_forward, y.raw(), x.raw(), x.dtype(), x.numel(),
-                     kernel_of(kind_), stream_of(device));
-      return y;
-    }
-    const int64_t size = size_of(x.dtype());
-    parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      if (x.dtype() == Dtype::f64) {
-        for (int64_t i = begin; i < end; ++i)
-          y.data<double>()[i] = evaluate(x.data<double>()[i], kind_).first;
-      } else {
-        FOVEA_SIMD_CALL(activation_forward, at(y, begin * size), at(x, begin * size), x.dtype(),
-                        end - begin, kernel_of(kind_));
-      }
-    });
-    return y;
+    return activated(x, kind_);
   }
   Tensors backward(const Tensors& dout) override {
     const auto [x] = saved<1>();
-    const Tensor dy = dout[0].to(x.dtype()).contiguous(), dx = Tensor::empty_like(x);
-    if (const Device device = x.device(); !device.is_cpu()) {
-      FOVEA_GPU_CALL(device, activation_backward, dx.raw(), dy.raw(), x.raw(), x.dtype(), x.numel(),
-                     kernel_of(kind_), stream_of(device));
-      return {dx};
-    }
-    const int64_t size = size_of(x.dtype());
-    parallel_for(0, x.numel(), kGrain, [&, x = x](int64_t begin, int64_t end) {
-      if (x.dtype() == Dtype::f64) {
-        for (int64_t i = begin; i < end; ++i)
-          dx.data<double>()[i] = dy.data<double>()[i] * evaluate(x.data<double>()[i], kind_).second;
-      } else {
-        FOVEA_SIMD_CALL(activation_backward, at(dx, begin * size), at(dy, begin * size),
-                        at(x, begin * size), x.dtype(), end - begin, kernel_of(kind_));
-      }
-    });
-    return {dx};
+    return {activation_gradient(dout[0], x, kind_)};
   }
-
-  static void* at(const Tensor& t, int64_t bytes) { return static_cast<char*>(t.raw()) + bytes; }
 
  private:
   Activation kind_;
@@ -135,8 +102,8 @@ class SwigluFn final : public Function {
                          y.data<double>()[r * f + i] =
                              evaluate(row[i], Activation::silu).first * row[f + i];
                      } else {
-                       FOVEA_SIMD_CALL(swiglu_forward, ActivationFn::at(y, r * f * size),
-                                       ActivationFn::at(x, r * 2 * f * size), x.dtype(), f);
+                       FOVEA_SIMD_CALL(swiglu_forward, at(y, r * f * size), at(x, r * 2 * f * size),
+                                       x.dtype(), f);
                      }
                    }
                  });
@@ -164,9 +131,8 @@ class SwigluFn final : public Function {
                          to[f + i] = d[i] * value;
                        }
                      } else {
-                       FOVEA_SIMD_CALL(swiglu_backward, ActivationFn::at(dx, r * 2 * f * size),
-                                       ActivationFn::at(dy, r * f * size),
-                                       ActivationFn::at(x, r * 2 * f * size), x.dtype(), f);
+                       FOVEA_SIMD_CALL(swiglu_backward, at(dx, r * 2 * f * size),
+                                       at(dy, r * f * size), at(x, r * 2 * f * size), x.dtype(), f);
                      }
                    }
                  });
@@ -175,6 +141,49 @@ class SwigluFn final : public Function {
 };
 
 }  // namespace
+
+Tensor activated(const Tensor& input, Activation kind) {
+  const Tensor x = input.contiguous();
+  check_operands("activation", x);
+  const Tensor y = Tensor::empty_like(x);
+  if (const Device device = x.device(); !device.is_cpu()) {
+    FOVEA_GPU_CALL(device, activation_forward, y.raw(), x.raw(), x.dtype(), x.numel(),
+                   kernel_of(kind), stream_of(device));
+    return y;
+  }
+  const int64_t size = size_of(x.dtype());
+  parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    if (x.dtype() == Dtype::f64) {
+      for (int64_t i = begin; i < end; ++i)
+        y.data<double>()[i] = evaluate(x.data<double>()[i], kind).first;
+    } else {
+      FOVEA_SIMD_CALL(activation_forward, at(y, begin * size), at(x, begin * size), x.dtype(),
+                      end - begin, kernel_of(kind));
+    }
+  });
+  return y;
+}
+
+Tensor activation_gradient(const Tensor& dout, const Tensor& input, Activation kind) {
+  const Tensor x = input.contiguous();
+  const Tensor dy = dout.to(x.dtype()).contiguous(), dx = Tensor::empty_like(x);
+  if (const Device device = x.device(); !device.is_cpu()) {
+    FOVEA_GPU_CALL(device, activation_backward, dx.raw(), dy.raw(), x.raw(), x.dtype(), x.numel(),
+                   kernel_of(kind), stream_of(device));
+    return dx;
+  }
+  const int64_t size = size_of(x.dtype());
+  parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    if (x.dtype() == Dtype::f64) {
+      for (int64_t i = begin; i < end; ++i)
+        dx.data<double>()[i] = dy.data<double>()[i] * evaluate(x.data<double>()[i], kind).second;
+    } else {
+      FOVEA_SIMD_CALL(activation_backward, at(dx, begin * size), at(dy, begin * size),
+                      at(x, begin * size), x.dtype(), end - begin, kernel_of(kind));
+    }
+  });
+  return dx;
+}
 
 Activation parse_activation(std::string_view name) {
   if (name == "relu") return Activation::relu;

@@ -72,6 +72,7 @@ Variable Gpt::head(const Variable& h) const {
 }
 
 Variable Gpt::forward(const Tensor& ids, const Tensor& documents) {
+  const MemoryLabel label(activations());
   MixerContext context;
   context.causal = true;
   context.documents = documents;

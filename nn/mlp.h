@@ -18,6 +18,14 @@ struct MlpOptions {
   bool bias = true;
 };
 
+// down(gelu(up(x))), gelu in its tanh form: x [..., in], up [F, in], up_bias [F], down [out, F],
+// down_bias [out] or absent -> [..., out], as two linear layers and an activation give it, but one
+// Function, whose products carry the GELU and the gradient of up_bias where the device's can
+// (core/ops/matmul.h): a pass over [..., F] less each way. In bf16 that gradient is then rounded to
+// bf16.
+Variable gelu_mlp(const Variable& x, const Variable& up, const Variable& up_bias,
+                  const Variable& down, const Variable& down_bias);
+
 class Mlp : public Module {
  public:
   // `down_init` is the second weight's: models scale it by 1 / sqrt(2 layers).

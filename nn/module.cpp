@@ -23,11 +23,14 @@ void fill(const Tensor& value, const Init& init, const RngKey& rng) {
   }
 }
 
+constexpr std::string_view kParameters = "parameters";  // a memory group
+
 }  // namespace
 
 Variable Module::declare(std::string name, const Shape& shape, Init init) {
   for (const Parameter& other : parameters_)
     FOVEA_CHECK(other.name != name, "module: parameter ", name, " declared twice");
+  const MemoryLabel label(kParameters);
   parameters_.push_back({std::move(name), Variable(Tensor::zeros(shape), true), init});
   return parameters_.back().variable;
 }
@@ -73,7 +76,9 @@ int64_t Module::parameter_count() const {
 void Module::initialise(uint64_t seed, double scale) {
   visit("", [&](const std::string& prefix, Module& module) {
     module.path_ = prefix;
+    module.activations_ = MemoryGroup(prefix.empty() ? "activations" : "activations of " + prefix);
     for (const Parameter& p : module.parameters_) {
+      p.variable.state()->gradient_group = MemoryGroup("gradients of " + join(prefix, p.name));
       Init init = p.init;
       if (init.kind == Init::Kind::normal) init.scale *= scale;
       fill(p.variable.value(), init, RngKey(seed, "init", join(prefix, p.name)));
@@ -90,6 +95,7 @@ void Module::zero_grad() const {
 }
 
 void Module::to(Dtype dtype) {
+  const MemoryLabel label(kParameters);
   visit("", [&](const std::string&, Module& module) {
     for (const Parameter& p : module.parameters_) {
       p.variable.zero_grad();
@@ -102,6 +108,7 @@ void Module::to(Dtype dtype) {
 }
 
 void Module::to(Device device) {
+  const MemoryLabel label(kParameters);
   visit("", [&](const std::string&, Module& module) {
     for (const Parameter& p : module.parameters_) {
       p.variable.zero_grad();

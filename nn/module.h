@@ -51,6 +51,8 @@ class Module {
   void initialise(uint64_t seed, double scale = 1.0);
   // Dotted path from the root ("" for the root): names random streams and error messages.
   const std::string& path() const { return path_; }
+  // What a forward pass of this module makes counts to: "activations of blocks.0.mlp".
+  MemoryGroup activations() const { return activations_; }
 
   // Dropout, DropPath and BatchNorm behave differently in training.
   bool training() const { return training_; }
@@ -94,6 +96,7 @@ class Module {
   std::vector<Tensor*> constants_;
   std::vector<Child> children_;
   std::string path_;
+  MemoryGroup activations_;
   bool training_ = true;
 };
 

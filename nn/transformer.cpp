@@ -63,6 +63,15 @@ Variable Block::drop(const Variable& x, const Module& owner) const {
 }
 
 Residual Block::forward(const Residual& in, const MixerContext& context, Dtype compute) const {
+  const MemoryLabel label(activations());
+  const auto attend = [&](const Variable& to) {
+    const MemoryLabel inner(mixer_->activations());
+    return drop(mixer_->forward(to, context), *mixer_);
+  };
+  const auto feed_forward = [&](const Variable& to) {
+    const MemoryLabel inner(mlp_.activations());
+    return drop(mlp_.forward(to), mlp_);
+  };
   Variable x = in.x, h;
   if (in.delta.defined()) {
     const Variables sum_and_norm = norm1_.add_forward(x, in.delta, compute);
@@ -71,9 +80,8 @@ Residual Block::forward(const Residual& in, const MixerContext& context, Dtype c
   } else {
     h = norm1_.forward(x, compute);
   }
-  const Variables sum_and_norm =
-      norm2_.add_forward(x, drop(mixer_->forward(h, context), *mixer_), compute);
-  return {sum_and_norm[0], drop(mlp_.forward(sum_and_norm[1]), mlp_)};
+  const Variables sum_and_norm = norm2_.add_forward(x, attend(h), compute);
+  return {sum_and_norm[0], feed_forward(sum_and_norm[1])};
 }
 
 Tensor Block::decode(const Tensor& x, MixerState& state, Dtype compute) const {

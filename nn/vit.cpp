@@ -91,6 +91,7 @@ Variable Vit::forward(const Variable& images) {
                   images.dim(3) == grid_w_ * options_.patch,
               "vit: expected images [B, ", channels_, ", ", grid_h_ * options_.patch, ", ",
               grid_w_ * options_.patch, "], found ", images.shape());
+  const MemoryLabel label(activations());
   Variable x = patch_embed_->forward(patchify(images, options_.patch));
   if (class_token_.defined()) x = concat({expand(class_token_, {x.dim(0), 1, options_.dim}), x}, 1);
   if (position_.defined()) x = add(x, position_);

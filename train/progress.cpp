@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "core/allocator.h"
+
 namespace fovea::train {
 namespace {
 
@@ -49,13 +51,6 @@ std::string short_time(double seconds) {
     return std::to_string(whole / 3600) + "h " + std::to_string(whole / 60 % 60) + "m";
   if (whole >= 60) return std::to_string(whole / 60) + "m " + std::to_string(whole % 60) + "s";
   return std::to_string(whole) + "s";
-}
-
-std::string short_bytes(int64_t bytes) {
-  const auto value = static_cast<double>(bytes);
-  if (value >= 0x1p30) return format("%.2f GiB", value / 0x1p30);
-  if (value >= 0x1p20) return format("%.0f MiB", value / 0x1p20);
-  return format("%.0f KiB", value / 0x1p10);
 }
 
 void Progress::update(const ProgressState& s) {

@@ -19,10 +19,9 @@ struct ProgressState {
   int64_t bytes = 0;
 };
 
-// "26.8k", "1m 24s", "312 MiB"
+// "26.8k", "1m 24s"
 std::string short_count(double value);
 std::string short_time(double seconds);
-std::string short_bytes(int64_t bytes);
 
 class Progress {
  public:

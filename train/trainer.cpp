@@ -113,6 +113,7 @@ Trainer::StepResult Trainer::step(const data::Batch& batch) {
                                  begin);
     const double weight = static_cast<double>(scored_positions(part)) / scored;
     if (weight == 0.0) continue;
+    const MemoryLabel label("batch and loss");
     const Variable loss = model_->loss(moved(part, device_), train);
     parts.push_back({weight, loss.value()});
     if (device_.is_cpu()) check_loss(parts.back().loss.item());

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "core/card/library.h"
 #include "core/card/runtime.h"
@@ -46,6 +47,7 @@ void check(cublasStatus_t status, const char* call, const MatmulProblem& p) {
   FOVEA_CHECK(status == CUBLAS_STATUS_SUCCESS, "cublasLt ", call, ": ",
               api().cublasLtGetStatusString(status), " (", p.in, " [", p.batch, ", ", p.m, ", ",
               p.k, "] x [", p.k, ", ", p.n, "] -> ", p.out, p.bias ? ", with bias" : "",
+              p.epilogue != Epilogue::plain ? ", with gelu" : "",
               p.accumulate ? ", accumulated)" : ")");
 }
 
@@ -88,15 +90,22 @@ class Layout {
 
 class Operation {
  public:
-  Operation(const MatmulProblem& p, const void* bias) {
+  Operation(const MatmulProblem& p, const void* bias, const void* aux) {
     check(api().cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), "operation",
           p);
     set(CUBLASLT_MATMUL_DESC_TRANSA, p.b_column == 1 ? CUBLAS_OP_N : CUBLAS_OP_T, p);
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.a_column == 1 ? CUBLAS_OP_N : CUBLAS_OP_T, p);
     if (!p.bias) return;
-    set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS, p);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE,
+        p.epilogue == Epilogue::plain  ? CUBLASLT_EPILOGUE_BIAS
+        : p.epilogue == Epilogue::gelu ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+                                       : CUBLASLT_EPILOGUE_DGELU_BGRAD,
+        p);
     set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(*p.bias), p);
     set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, p);
+    if (p.epilogue == Epilogue::plain) return;
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, aux, p);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p.c_row, p);
   }
   ~Operation() { api().cublasLtMatmulDescDestroy(operation_); }
   Operation(const Operation&) = delete;
@@ -119,13 +128,14 @@ uint32_t alignment(const void* at) {
 
 // What the choice of an algorithm depends on.
 struct Alignments {
-  uint32_t a, b, c, bias;
+  uint32_t a, b, c, bias, aux;
 };
-using Key = std::array<int64_t, 21>;
+using Key = std::array<int64_t, 23>;
 Key key_of(const MatmulProblem& p, const Alignments& at, int card) {
   return {static_cast<int64_t>(p.in),
           static_cast<int64_t>(p.out),
           p.bias ? 1 : 0,
+          static_cast<int64_t>(p.epilogue),
           p.accumulate ? 1 : 0,
           p.batch,
           p.m,
@@ -143,12 +153,14 @@ Key key_of(const MatmulProblem& p, const Alignments& at, int card) {
           at.b,
           at.c,
           at.bias,
+          at.aux,
           card};
 }
 
-cublasLtMatmulHeuristicResult_t choose(const MatmulProblem& p, cublasLtHandle_t on,
-                                       const Operation& operation, const Layout& a, const Layout& b,
-                                       const Layout& c, const Alignments& at) {
+// Absent when there is none.
+using Choice = std::optional<cublasLtMatmulHeuristicResult_t>;
+Choice choose(const MatmulProblem& p, cublasLtHandle_t on, const Operation& operation,
+              const Layout& a, const Layout& b, const Layout& c, const Alignments& at) {
   cublasLtMatmulPreference_t made = nullptr;
   check(api().cublasLtMatmulPreferenceCreate(&made), "preference", p);
   const auto destroy = [](cublasLtMatmulPreference_t preference) {
@@ -167,18 +179,19 @@ cublasLtMatmulHeuristicResult_t choose(const MatmulProblem& p, cublasLtHandle_t 
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, at.c);
   cublasLtMatmulHeuristicResult_t result{};
   int count = 0;
-  check(api().cublasLtMatmulAlgoGetHeuristic(on, operation.get(), b.get(), a.get(), c.get(),
-                                             c.get(), made, 1, &result, &count),
-        "choice of an algorithm", p);
-  check(count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : result.state, "choice of an algorithm", p);
+  const cublasStatus_t status = api().cublasLtMatmulAlgoGetHeuristic(
+      on, operation.get(), b.get(), a.get(), c.get(), c.get(), made, 1, &result, &count);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_SUCCESS && count == 0))
+    return std::nullopt;
+  check(status, "choice of an algorithm", p);
+  check(result.state, "choice of an algorithm", p);
   return result;
 }
 
-}  // namespace
-
-void matmul(const MatmulProblem& p, void* c, const void* a, const void* b, const void* bias,
-            Device device) {
-  const Operation operation(p, bias);
+// False when there is no algorithm.
+bool multiply(const MatmulProblem& p, void* c, const void* aux, const void* a, const void* b,
+              const void* bias, Device device) {
+  const Operation operation(p, bias, aux);
   const bool a_plain = p.a_column == 1, b_plain = p.b_column == 1;
   const Layout a_layout(p, p.in, a_plain ? p.k : p.m, a_plain ? p.m : p.k,
                         a_plain ? p.a_row : p.a_column, p.a_batch);
@@ -186,11 +199,11 @@ void matmul(const MatmulProblem& p, void* c, const void* a, const void* b, const
                         b_plain ? p.b_row : p.b_column, p.b_batch);
   const Layout c_layout(p, p.out, p.n, p.m, p.c_row, p.c_batch);
   const cublasLtHandle_t on = handle(device.index, p);
-  const Alignments at{alignment(a), alignment(b), alignment(c), alignment(bias)};
-  cublasLtMatmulHeuristicResult_t chosen;
+  const Alignments at{alignment(a), alignment(b), alignment(c), alignment(bias), alignment(aux)};
+  Choice chosen;
   {
     static std::mutex mutex;
-    static std::map<Key, cublasLtMatmulHeuristicResult_t> cache;
+    static std::map<Key, Choice> cache;
     constexpr size_t kMostProblems = 4096;  // a stream of ever new shapes starts over
     const std::lock_guard lock(mutex);
     const Key key = key_of(p, at, device.index);
@@ -201,14 +214,33 @@ void matmul(const MatmulProblem& p, void* c, const void* a, const void* b, const
     }
     chosen = found->second;
   }
+  if (!chosen) return false;
   const Tensor workspace =
-      Tensor::empty({static_cast<int64_t>(chosen.workspaceSize)}, Dtype::u8, device);
+      Tensor::empty({static_cast<int64_t>(chosen->workspaceSize)}, Dtype::u8, device);
   const float one = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
   check(api().cublasLtMatmul(on, operation.get(), &one, b, b_layout.get(), a, a_layout.get(), &beta,
-                             c, c_layout.get(), c, c_layout.get(), &chosen.algo, workspace.raw(),
-                             chosen.workspaceSize,
+                             c, c_layout.get(), c, c_layout.get(), &chosen->algo, workspace.raw(),
+                             chosen->workspaceSize,
                              static_cast<cudaStream_t>(stream_of(device).handle)),
         "matmul", p);
+  return true;
+}
+
+}  // namespace
+
+void matmul(const MatmulProblem& p, void* c, const void* a, const void* b, const void* bias,
+            Device device) {
+  if (!multiply(p, c, nullptr, a, b, bias, device))
+    check(CUBLAS_STATUS_NOT_SUPPORTED, "choice of an algorithm", p);
+}
+
+bool matmul_gelu(const MatmulProblem& p, void* c, void* aux, const void* a, const void* b,
+                 void* bias, Device device) {
+  // What cuBLASLt asks of the auxiliary matrix.
+  constexpr int64_t kLeadingUnit = 8;     // elements
+  constexpr uint32_t kAuxAlignment = 16;  // bytes
+  return p.c_row % kLeadingUnit == 0 && alignment(aux) >= kAuxAlignment &&
+         multiply(p, c, aux, a, b, bias, device);
 }
 
 }  // namespace fovea::cublas

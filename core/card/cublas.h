@@ -14,4 +14,9 @@ namespace fovea::cublas {
 void matmul(const MatmulProblem& problem, void* c, const void* a, const void* b, const void* bias,
             Device device);
 
+// The same for a problem with a GELU. False, and nothing done, when cuBLASLt has no algorithm for
+// it: then a product and an activation give as much.
+bool matmul_gelu(const MatmulProblem& problem, void* c, void* aux, const void* a, const void* b,
+                 void* bias, Device device);
+
 }  // namespace fovea::cublas

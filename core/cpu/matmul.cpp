@@ -226,6 +226,31 @@ void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, c
   }
 }
 
+// One product of two matrices with an epilogue. False where the device has none.
+bool multiply_gelu(Epilogue epilogue, const Tensor& c, const Tensor& pre, const Tensor& a,
+                   const Tensor& b, const Tensor& bias) {
+  FOVEA_CHECK(
+      a.rank() == 2 && b.rank() == 2 && bias.shape() == Shape{b.dim(1)} && pre.shape() == c.shape(),
+      "matmul_gelu: a is ", a.shape(), ", b ", b.shape(), ", bias ", bias.shape(), " and pre ",
+      pre.shape(), "; expected [m, k], [k, n], [n] and [m, n]");
+#if defined(FOVEA_CUDA)
+  if (a.device().kind == Device::Kind::cuda && a.numel() > 0 && b.numel() > 0 && is_matrix(a) &&
+      is_matrix(b)) {
+    MatmulProblem p;
+    p.in = a.dtype(), p.out = c.dtype(), p.bias = bias.dtype();
+    p.m = a.dim(0), p.n = b.dim(1), p.k = a.dim(1);
+    const MatrixStrides as(a), bs(b);
+    p.a_row = as.row, p.a_column = as.column;
+    p.b_row = bs.row, p.b_column = bs.column;
+    p.c_row = p.n;
+    p.epilogue = epilogue;
+    return cublas::matmul_gelu(p, c.raw(), pre.raw(), a.raw(), b.raw(), bias.raw(), a.device());
+  }
+#endif
+  detail::ignore(epilogue);
+  return false;
+}
+
 }  // namespace
 
 Tensor matmul(const Tensor& a, const Tensor& b, const MatmulOptions& options) {
@@ -259,6 +284,28 @@ void matmul_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accum
               "; one of the last two must be 1 (the last, when b has no leading axes)");
   multiply(out.transpose(-1, -2), b.transpose(-1, -2), a.transpose(-1, -2), Tensor(),
            accumulate);  // out^T = b^T a^T
+}
+
+std::optional<GeluProduct> matmul_gelu(const Tensor& a, const Tensor& b, const Tensor& bias) {
+  const Shape shape = result_shape(a, b);
+  if (a.device().kind != Device::Kind::cuda) return std::nullopt;
+  const GeluProduct made{Tensor::empty(shape, a.dtype(), a.device()),
+                         Tensor::empty(shape, a.dtype(), a.device())};
+  if (!multiply_gelu(Epilogue::gelu, made.y, made.pre, a, b, bias.to(a.dtype()).contiguous()))
+    return std::nullopt;
+  return made;
+}
+
+std::optional<GeluGradient> matmul_gelu_backward(const Tensor& a, const Tensor& b,
+                                                 const Tensor& pre) {
+  const Shape shape = result_shape(a, b);
+  if (a.device().kind != Device::Kind::cuda || !pre.is_contiguous() || pre.dtype() != a.dtype())
+    return std::nullopt;
+  const GeluGradient made{Tensor::empty(shape, a.dtype(), a.device()),
+                          Tensor::empty({b.dim(-1)}, a.dtype(), a.device())};
+  if (!multiply_gelu(Epilogue::gelu_backward, made.dpre, pre, a, b, made.dbias))
+    return std::nullopt;
+  return made;
 }
 
 }  // namespace fovea

@@ -51,20 +51,23 @@ __device__ inline T* dynamic_shared(size_t byte_offset = 0) {
 // Throws naming the kernel, the shapes of the launch and the runtime's reason.
 void launch_raw(const void* kernel, const char* name, dim3 grid, dim3 block, size_t shared_bytes,
                 Stream stream, void** arguments);
+void launch_together_raw(const void* kernel, const char* name, dim3 grid, dim3 block,
+                         size_t shared_bytes, Stream stream, void** arguments);
+int64_t blocks_together_raw(const void* kernel, int threads, size_t shared_bytes);
 
 namespace detail {
 template <auto kKernel>
 const char* kernel_name() {
   return __PRETTY_FUNCTION__;
 }
-template <auto kKernel, typename... P, typename... A>
+template <auto kKernel, auto kLaunch, typename... P, typename... A>
 void launch_as(void (*)(P...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
                A&&... arguments) {
   // Of the kernel's own types, whatever the caller's.
   auto call = [&](P... values) {
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&values))..., nullptr};
-    launch_raw(reinterpret_cast<const void*>(kKernel), kernel_name<kKernel>(), grid, block,
-               shared_bytes, stream, pointers);
+    kLaunch(reinterpret_cast<const void*>(kKernel), kernel_name<kKernel>(), grid, block,
+            shared_bytes, stream, pointers);
   };
   call(static_cast<A&&>(arguments)...);
 }
@@ -72,8 +75,20 @@ void launch_as(void (*)(P...), dim3 grid, dim3 block, size_t shared_bytes, Strea
 
 template <auto kKernel, typename... A>
 void launch(dim3 grid, dim3 block, size_t shared_bytes, Stream stream, A&&... arguments) {
-  detail::launch_as<kKernel>(kKernel, grid, block, shared_bytes, stream,
-                             static_cast<A&&>(arguments)...);
+  detail::launch_as<kKernel, launch_raw>(kKernel, grid, block, shared_bytes, stream,
+                                         static_cast<A&&>(arguments)...);
+}
+
+// A grid whose blocks wait for one another: they must all be on the card at once. blocks_together
+// is how many are; a larger grid is an error that says so.
+template <auto kKernel>
+int64_t blocks_together(int threads, size_t shared_bytes) {
+  return blocks_together_raw(reinterpret_cast<const void*>(kKernel), threads, shared_bytes);
+}
+template <auto kKernel, typename... A>
+void launch_together(dim3 grid, dim3 block, size_t shared_bytes, Stream stream, A&&... arguments) {
+  detail::launch_as<kKernel, launch_together_raw>(kKernel, grid, block, shared_bytes, stream,
+                                                  static_cast<A&&>(arguments)...);
 }
 
 }  // namespace fovea::cuda

@@ -14,6 +14,7 @@
 //   - a 16-byte access is Vec<T, N> with load<N>(p) and store<N>(p, v)
 //   - a loop over an array in registers that nvcc must unroll begins with FOVEA_UNROLL
 //   - launch<kernel>(grid, block, dynamic shared bytes, stream, arguments...)
+//   - launch_together for a grid whose blocks wait for one another (grid_sync, core/cuda/group.cuh)
 
 #include <cstdint>
 
@@ -30,4 +31,5 @@
 #include "core/interpreter/language.h"
 #endif
 
+#include "core/cuda/group.cuh"
 #include "core/cuda/reduce.cuh"

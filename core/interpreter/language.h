@@ -59,4 +59,16 @@ void launch(Dim3 grid, Dim3 block, size_t shared_bytes, Stream, A&&... arguments
                              std::forward<A>(arguments)...);
 }
 
+// A grid whose blocks wait for one another: each needs a host thread of its own. blocks_together is
+// how many there are; a larger grid is an error that says so.
+template <auto kKernel>
+int64_t blocks_together(int /*threads*/, size_t /*shared_bytes*/) {
+  return blocks_at_once();
+}
+template <auto kKernel, typename... A>
+void launch_together(Dim3 grid, Dim3 block, size_t shared_bytes, Stream stream, A&&... arguments) {
+  check_together(detail::kernel_name<kKernel>(), grid);
+  launch<kKernel>(grid, block, shared_bytes, stream, std::forward<A>(arguments)...);
+}
+
 }  // namespace fovea::interpreted

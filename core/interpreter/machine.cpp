@@ -59,8 +59,7 @@ void run(const LaunchSpec& spec, const std::function<void()>& body) {
   const int64_t blocks = int64_t{g.x} * g.y * g.z;
   const Access access;
   // Blocks are begun in order, so that one may wait for those before it.
-  const int64_t workers =
-      fovea::detail::in_parallel_region() ? 1 : std::min<int64_t>(blocks, num_threads());
+  const int64_t workers = std::min(blocks, blocks_at_once());
   std::atomic<int64_t> next = 0;
   Waits waits(workers);
   parallel_for_each(0, workers, [&](int64_t worker) {
@@ -73,6 +72,14 @@ void run(const LaunchSpec& spec, const std::function<void()>& body) {
     for (int64_t i = next++; i < blocks; i = next++)
       block.run(Dim3(i % g.x, i / g.x % g.y, i / g.x / g.y));
   });
+}
+
+int64_t blocks_at_once() { return fovea::detail::in_parallel_region() ? 1 : num_threads(); }
+
+void check_together(const std::string& kernel, const Dim3& grid) {
+  const int64_t blocks = int64_t{grid.x} * grid.y * grid.z, most = blocks_at_once();
+  FOVEA_CHECK(blocks <= most, "kernel ", kernel, ": a grid of ", describe(grid),
+              " whose blocks wait for one another; ", most, " run at once");
 }
 
 std::optional<uint64_t> set_seed(std::optional<uint64_t> value) {

@@ -86,6 +86,10 @@ struct LaunchSpec {
 // Runs body once per thread of the grid. Throws the first fault.
 void run(const LaunchSpec& spec, const std::function<void()>& body);
 
+// How many blocks run at once: one a host thread. check_together throws for a grid of more.
+int64_t blocks_at_once();
+void check_together(const std::string& kernel, const Dim3& grid);
+
 // The order of lanes between meetings: as numbered, or drawn anew from a seed. Returns what was set
 // before.
 std::optional<uint64_t> set_seed(std::optional<uint64_t> seed);

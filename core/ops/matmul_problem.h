@@ -9,6 +9,13 @@
 
 namespace fovea {
 
+// What is done to a product before it is stored; `bias` is one of the operands then.
+enum class Epilogue : uint8_t {
+  plain,
+  gelu,          // c = gelu(pre), tanh form, pre = a b + bias; aux [m, n] receives pre
+  gelu_backward  // c = a b gelu'(aux); bias receives c's sums over m
+};
+
 // c [batch, m, n] = a [batch, m, k] b [batch, k, n] (+ bias [n]) (+ c). Strides in elements; a and
 // b have a unit stride along one of their two matrix axes, c along its last. A batch stride of 0
 // means the same matrix for the whole batch.
@@ -21,6 +28,8 @@ struct MatmulProblem {
   int64_t a_batch = 0, a_row = 0, a_column = 1;
   int64_t b_batch = 0, b_row = 0, b_column = 1;
   int64_t c_batch = 0, c_row = 0;
+  // Others than plain: one product (batch 1), of the dtype and strides of c for aux.
+  Epilogue epilogue = Epilogue::plain;
 
   bool operator==(const MatmulProblem&) const = default;
 };

@@ -2,6 +2,7 @@
 // Hostile use of the program: whatever is asked, one line says what is wrong, the exit code is not
 // zero, and what was on the disk is still there.
 #include "core/io/hdf5.h"
+#include "core/testing/devices.h"
 #include "data/source.h"
 #include "tests/end_to_end/program.h"
 
@@ -355,6 +356,45 @@ TEST_F(Faults, AnyTruncationOfACheckpointFallsBackToTheOneBefore) {
   const Result metrics = run({"resume", only.string()});
   EXPECT_EQ(metrics.status, 1);
   EXPECT_LINE(metrics.error, "metrics.jsonl:2: ");
+}
+
+// A step that does not fit ends in one line that says what fills the device and what would help;
+// the run goes on where there is room.
+TEST_F(Faults, OutOfMemoryIsOneLineAndTheRunGoesOn) {
+  for (const Device device : devices_to_test()) {
+    fs::remove_all(folder / "runs");
+    const std::string name = concat(device);
+    const Result whole = train({"--device=" + name, "--train.steps=4", "--train.batch=8",
+                                "--train.micro_batch=4", "--train.save_every=2"});
+    ASSERT_EQ(whole.status, 0) << whole.error;
+    const fs::path only = runs().at(0);
+    const std::map<int64_t, double> expected = losses(only);
+    double peak = 0.0;
+    for (const Metrics& m : read_metrics(only / "metrics.jsonl"))
+      if (m.split == "train") peak = std::max(peak, m.value("memory_bytes"));
+    fs::remove(checkpoint(only, "04"));  // as if it had ended at step 2
+    const std::string before = read_file(checkpoint(only, "02"));
+
+    const std::string limit = std::to_string(static_cast<int64_t>(0.75 * peak));
+    setenv("FOVEA_MEMORY_LIMIT", limit.c_str(), 1);
+    const Result full = run({"resume", only.string()});
+    unsetenv("FOVEA_MEMORY_LIMIT");
+    EXPECT_EQ(full.status, 1) << full.out;
+    EXPECT_TRUE(full.error.starts_with("fovea: train: out of memory on " + name + ": wanted "))
+        << full.error;
+    for (const char* part :
+         {"largest live: ", "optimizer state ", "lower train.micro_batch (now 4)",
+          "lower data.context (now 32)", "turn on model.recompute"})
+      EXPECT_LINE(full.error, part);
+    EXPECT_EQ(std::count(full.error.begin(), full.error.end(), '\n'), 1) << full.error;
+    EXPECT_TRUE(read_file(checkpoint(only, "02")) == before);
+
+    EXPECT_EQ(run({"resume", only.string()}).status, 0);
+    EXPECT_EQ(losses(only), expected);
+  }
+  setenv("FOVEA_MEMORY_LIMIT", "much", 1);
+  EXPECT_LINE(train().error, "FOVEA_MEMORY_LIMIT: expected a size such as 64MiB or 1.5GiB");
+  unsetenv("FOVEA_MEMORY_LIMIT");
 }
 
 }  // namespace

@@ -69,6 +69,9 @@ BenchRow measure(const std::string& name, double seconds, double work, const std
       limits.push_back(limit() * scale);
     }
   }
+  const MemoryStats memory = memory_stats(device);
+  row.reserved_bytes = memory.reserved_bytes;
+  row.fragmentation = memory.fragmentation();
   row.median_ms = 1e3 * quartile(times, 2);
   row.iqr_ms = 1e3 * (quartile(times, 3) - quartile(times, 1));
   row.rate = work / (row.median_ms * 1e-3);

@@ -17,8 +17,10 @@ struct BenchRow {
   double median_ms = 0.0, iqr_ms = 0.0;
   double rate = 0.0;  // in `unit`
   std::string unit;
-  double of_limit = 0.0;   // rate over the limit that applies, measured in turns with it
-  int64_t peak_bytes = 0;  // allocated during the call, inputs not counted
+  double of_limit = 0.0;       // rate over the limit that applies, measured in turns with it
+  int64_t peak_bytes = 0;      // allocated during the call, inputs not counted
+  int64_t reserved_bytes = 0;  // held from the system after the timings, inputs included
+  double fragmentation = 0.0;  // of what is cached then
 };
 
 // Each measures for about `seconds` a row. The interpreted device shows that it runs, on sizes of

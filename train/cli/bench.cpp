@@ -5,6 +5,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "core/allocator.h"
 #include "core/io/file.h"
 #include "train/cli/cli.h"
 #include "train/progress.h"
@@ -30,7 +31,9 @@ void print(const std::vector<BenchRow>& rows, const std::string& json) {
                    {"rate", row.rate},
                    {"unit", row.unit},
                    {"of_limit", row.of_limit},
-                   {"peak_bytes", row.peak_bytes}});
+                   {"peak_bytes", row.peak_bytes},
+                   {"reserved_bytes", row.reserved_bytes},
+                   {"fragmentation", row.fragmentation}});
   }
   if (!json.empty()) replace_file(json, all.dump(2) + "\n");
 }

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iostream>
 
+#include "core/allocator.h"
 #include "core/cpu/isa.h"
 #include "core/cuda/device.h"
 #include "core/parallel.h"

@@ -5,6 +5,7 @@
 #include <iostream>
 
 #include "core/io/file.h"
+#include "nn/transformer.h"
 #include "train/cli/cli.h"
 #include "train/report/report.h"
 
@@ -37,6 +38,25 @@ void describe(const Experiment& experiment, Trainer& trainer, const RunFolder& f
             << folder.path().string() << std::endl;
 }
 
+// What asks for less memory, of the options that this experiment has.
+std::string smaller_step(Experiment& experiment, const data::Description& d) {
+  const TrainOptions& train = experiment.train;
+  std::vector<std::string> ways;
+  if (train.micro_batch > 1)
+    ways.push_back(concat("lower train.micro_batch (now ", train.micro_batch, ")"));
+  if (train.micro_batch == 0 && train.batch > 1)
+    ways.push_back(concat("set train.micro_batch below the batch of ", train.batch));
+  if (d.is_tokens) ways.push_back(concat("lower data.context (now ", d.context, ")"));
+  if (const auto* model = dynamic_cast<nn::TransformerOptions*>(&experiment.model.options())) {
+    if (!model->recompute) ways.emplace_back("turn on model.recompute");
+    ways.push_back(concat("lower model.dim (now ", model->dim, ")"));
+  }
+  std::string all;
+  for (size_t i = 0; i < ways.size(); ++i)
+    all += (i == 0 ? "" : i + 1 < ways.size() ? ", " : ", or ") + ways[i];
+  return all;
+}
+
 // What a run leaves after its last step, the report last.
 void write_pages(const Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
   if (const std::string text = trainer.sample_text(experiment.train.sample_tokens); !text.empty()) {
@@ -48,7 +68,12 @@ void write_pages(const Experiment& experiment, Trainer& trainer, const RunFolder
 
 int run(Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
   describe(experiment, trainer, folder);
-  const Outcome outcome = trainer.train(folder, stop_signal, std::cout, isatty(STDOUT_FILENO) != 0);
+  Outcome outcome;
+  try {
+    outcome = trainer.train(folder, stop_signal, std::cout, isatty(STDOUT_FILENO) != 0);
+  } catch (const OutOfMemory& error) {
+    fovea::detail::fail("train: ", error.what(), "; ", smaller_step(experiment, trainer.data()));
+  }
   if (outcome.stopped_by != 0) {
     std::cout << "stopped at step " << outcome.step << "; go on with: fovea resume "
               << folder.path().string() << '\n';

@@ -322,6 +322,7 @@ class Muon final : public Optimizer {
 
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
                                           const Parameters& parameters) {
+  const MemoryLabel label("optimizer state");
   std::map<const void*, std::string> names;
   for (const nn::NamedParameter& p : parameters) {
     const auto [other, is_new] = names.emplace(p.variable.state(), p.name);
@@ -382,6 +383,7 @@ std::optional<std::string> first_nonfinite(const Parameters& parameters) {
 // ---- EMA ----------------------------------------------------------------------------------------
 
 Ema::Ema(const Parameters& parameters, double decay) : parameters_(parameters), decay_(decay) {
+  const MemoryLabel label("averaged weights");
   for (const nn::NamedParameter& p : parameters)
     averages_.emplace_back(p.name, p.variable.value().clone());
 }

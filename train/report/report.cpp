@@ -7,6 +7,7 @@
 #include <set>
 #include <sstream>
 
+#include "core/allocator.h"
 #include "core/error.h"
 #include "core/io/file.h"
 #include "train/metrics.h"
