@@ -38,7 +38,24 @@ if(FOVEA_WITH_NVCC)
   target_compile_definitions(fovea_gpu INTERFACE FOVEA_CUDA=1 FOVEA_CUDA_TOOLKIT_LIBS="${CUDAToolkit_LIBRARY_DIR}")
   target_link_libraries(fovea_gpu INTERFACE CUDA::cudart_static)
   target_include_directories(fovea_gpu SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
+  # Kernels for Hopper alone (*_sm90.cu) are built where sm_90a is among the architectures.
+  set(FOVEA_SM90_ARCHITECTURE ${FOVEA_CUDA_ARCHITECTURES})
+  list(FILTER FOVEA_SM90_ARCHITECTURE INCLUDE REGEX "^90a")
+  if(FOVEA_SM90_ARCHITECTURE)
+    target_compile_definitions(fovea_gpu INTERFACE FOVEA_SM90=1)
+  endif()
 endif()
+
+# An object library of kernel files, whose objects the target gets.
+function(fovea_nvcc_objects target objects)
+  add_library(${objects} OBJECT ${ARGN})
+  target_include_directories(${objects} PRIVATE ${CMAKE_SOURCE_DIR})
+  # Relaxed constexpr: std::bit_cast and friends in device code. Registers and spills: scripts/nvcc_report.
+  target_compile_options(${objects} PRIVATE --expt-relaxed-constexpr -std=c++20 -Xcompiler=-Wall,-Wextra
+                         $<$<BOOL:${FOVEA_WERROR}>:-Werror=all-warnings>)
+  target_link_libraries(${target} PRIVATE ${objects})
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:${objects}>)
+endfunction()
 
 # fovea_kernels(<folder> <target> [TESTS]): adds the folder's kernel files, or those of its tests (*_test.cu), to the target.
 function(fovea_kernels folder target)
@@ -66,13 +83,17 @@ function(fovea_kernels folder target)
   endif()
   # Kernels about the interpreted device itself.
   list(FILTER kernels EXCLUDE REGEX "/core/interpreter/")
-  if(FOVEA_WITH_NVCC AND kernels)
-    add_library(${target}_kernels OBJECT ${kernels})
-    target_include_directories(${target}_kernels PRIVATE ${CMAKE_SOURCE_DIR})
-    # Relaxed constexpr: std::bit_cast and friends in device code. Registers and spills: scripts/nvcc_report.
-    target_compile_options(${target}_kernels PRIVATE --expt-relaxed-constexpr -std=c++20 -Xcompiler=-Wall,-Wextra
-                           $<$<BOOL:${FOVEA_WERROR}>:-Werror=all-warnings>)
-    target_link_libraries(${target} PRIVATE ${target}_kernels)
-    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_kernels>)
+  if(NOT FOVEA_WITH_NVCC)
+    return()
+  endif()
+  set(sm90 ${kernels})
+  list(FILTER sm90 INCLUDE REGEX "_sm90(_test)?\\.cu$")
+  list(FILTER kernels EXCLUDE REGEX "_sm90(_test)?\\.cu$")
+  if(kernels)
+    fovea_nvcc_objects(${target} ${target}_kernels ${kernels})
+  endif()
+  if(sm90 AND FOVEA_SM90_ARCHITECTURE)
+    fovea_nvcc_objects(${target} ${target}_kernels_sm90 ${sm90})
+    set_target_properties(${target}_kernels_sm90 PROPERTIES CUDA_ARCHITECTURES "${FOVEA_SM90_ARCHITECTURE}")
   endif()
 endfunction()

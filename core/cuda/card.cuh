@@ -41,6 +41,13 @@ __device__ inline void store(T* to, const Vec<T, N>& values) {
   *reinterpret_cast<Word*>(to) = std::bit_cast<Word>(values);
 }
 
+__device__ inline void atomic_add(float* to, const Vec<float, 2>& values) {
+  add_together(to, values[0], values[1]);
+}
+__device__ inline void atomic_add(float* to, const Vec<float, 4>& values) {
+  add_together(to, values[0], values[1], values[2], values[3]);
+}
+
 // The block's dynamic shared memory from a byte on. Its base is aligned to 1024 bytes.
 template <typename T>
 __device__ inline T* dynamic_shared(size_t byte_offset = 0) {

@@ -76,6 +76,25 @@ template <typename T>
 __device__ inline T atomic_exchange(T* to, std::type_identity_t<T> value) {
   return atomicExch(to, value);
 }
+// Of neighbours in device memory, together.
+__device__ inline void add_together(float* to, float a, float b) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(a), "f"(b) : "memory");
+#else
+  atomicAdd(to, a);
+  atomicAdd(to + 1, b);
+#endif
+}
+__device__ inline void add_together(float* to, float a, float b, float c, float d) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c),
+               "f"(d)
+               : "memory");
+#else
+  add_together(to, a, b);
+  add_together(to + 2, c, d);
+#endif
+}
 __device__ inline int load_acquire(const int* from) {
   int value;
   asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");

@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "core/interpreter/async.h"
 #include "core/rng.h"
 
 namespace fovea::interpreted {
@@ -47,6 +48,20 @@ constexpr const char* kBlockBarrier = "the barrier of the block";
 
 }  // namespace
 
+void Knowledge::learn(const Knowledge& other) {
+  for (size_t w = 0; w < warps.size(); ++w) warps[w] = std::max(warps[w], other.warps[w]);
+  if (other.threads.empty()) return;
+  if (threads.empty()) threads.resize(other.threads.size());
+  for (size_t t = 0; t < threads.size(); ++t) threads[t] = std::max(threads[t], other.threads[t]);
+}
+
+void Knowledge::learn(size_t thread, uint32_t clock, size_t of) {
+  if (threads.empty()) threads.resize(of);
+  threads[thread] = std::max(threads[thread], clock);
+}
+
+Block::~Block() = default;
+
 Block::Block(const LaunchSpec& spec, const std::function<void()>& body, Waits& waits,
              int64_t worker)
     : spec_(spec), body_(body), waits_(waits), worker_(worker) {
@@ -54,6 +69,7 @@ Block::Block(const LaunchSpec& spec, const std::function<void()>& body, Waits& w
   threads_.resize(static_cast<size_t>(d.x) * d.y * d.z);
   fibers_.resize(threads_.size());
   for (size_t i = 0; i < threads_.size(); ++i) stacks_.push_back(stack_of_host_thread(i));
+  heard_.resize(threads_.size());
   lanes_known_.resize(threads_.size());
   order_.resize(threads_.size());
   warps_.resize((threads_.size() + kWarp - 1) / kWarp);
@@ -66,7 +82,8 @@ void Block::run(const Dim3& index) {
   index_ = index;
   serial_ = next_serial();
   std::fill(barriers_.begin(), barriers_.end(), Barrier{});
-  std::fill(known_.begin(), known_.end(), Clocks{});
+  std::fill(known_.begin(), known_.end(), Knowledge{});
+  async_.reset();
   std::fill(warps_.begin(), warps_.end(), Warp{});
   const Dim3& d = spec_.block;
   for (size_t i = 0; i < threads_.size(); ++i) {
@@ -136,11 +153,11 @@ bool Block::resume_ready() {
 
 // ---- what threads call --------------------------------------------------------------------------
 
-void Block::spin(Thread& t, const Where& where) {
+void Block::spin(Thread& t, const char* what, const Where& where) {
   Warp& w = warps_[static_cast<size_t>(t.warp)];
   w.ready &= ~bit(t.lane);
   w.spinning |= bit(t.lane);
-  t.what = "a loop that spins";
+  t.what = what;
   t.where = where;
   t.polled = nullptr;
   yield();
@@ -277,15 +294,12 @@ bool Block::arrive(const Thread& t, const Arrival& arrival, const Where& where) 
                  b.needed, " at ", short_file(b.where)),
           where);
   b.arrived += kWarp;
-  const auto learn = [&](Clocks& to, const Clocks& from) {
-    for (size_t v = 0; v < warps_.size(); ++v) to[v] = std::max(to[v], from[v]);
-  };
-  learn(b.known, known_[static_cast<size_t>(t.warp)]);
+  b.known.learn(known_[static_cast<size_t>(t.warp)]);
   if (arrival.waits) b.waiting |= bit(t.warp);
   if (b.arrived < b.needed) return !arrival.waits;
   for_lanes(b.waiting, [&](int warp) {
     const auto i = static_cast<size_t>(warp);
-    learn(known_[i], b.known);
+    known_[i].learn(b.known);
     warps_[i].ready = warps_[i].exist;
   });
   b = {};
@@ -296,17 +310,29 @@ bool Block::arrive(const Thread& t, const Arrival& arrival, const Where& where) 
 void Block::join(int warp, unsigned lanes) {
   const Warp& w = warps_[static_cast<size_t>(warp)];
   Thread* const first = &threads_[static_cast<size_t>(warp) * kWarp];
-  Clocks& known = known_[static_cast<size_t>(warp)];
+  Knowledge& known = known_[static_cast<size_t>(warp)];
   if (lanes == w.exist) {
     uint32_t most = 0;
-    for_lanes(lanes, [&](int lane) { most = std::max(most, first[lane].clock); });
-    known[static_cast<size_t>(warp)] = most;
+    for_lanes(lanes, [&](int lane) {
+      most = std::max(most, first[lane].clock);
+      if (first[lane].heard) known.learn(heard_[static_cast<size_t>(first[lane].id)]);
+      first[lane].heard = false;
+    });
+    known.warps[static_cast<size_t>(warp)] = most;
     for_lanes(lanes, [&](int lane) {
       first[lane].clock = most + 1;
       first[lane].met_some = false;
     });
     return;
   }
+  Knowledge together;
+  bool heard = false;
+  for_lanes(lanes, [&](int lane) {
+    if (!first[lane].heard) return;
+    together.learn(heard_[static_cast<size_t>(first[lane].id)]);
+    heard = true;
+  });
+  if (heard) for_lanes(lanes, [&](int lane) { hear(first[lane], together); });
   Clocks most{};
   Clocks* const lanes_known = &lanes_known_[static_cast<size_t>(warp) * kWarp];
   for_lanes(lanes, [&](int lane) {
@@ -319,6 +345,33 @@ void Block::join(int warp, unsigned lanes) {
     first[lane].met_some = true;
     ++first[lane].clock;
   });
+}
+
+void Block::hear(Thread& t, const Knowledge& published) {
+  Knowledge& heard = heard_[static_cast<size_t>(t.id)];
+  if (!std::exchange(t.heard, true))
+    heard = published;
+  else
+    heard.learn(published);
+}
+
+void Block::publish(Thread& t, Knowledge& to) {
+  to.learn(known_[static_cast<size_t>(t.warp)]);
+  if (t.heard) to.learn(heard_[static_cast<size_t>(t.id)]);
+  if (t.met_some) {
+    const Clocks& lanes = lanes_known_[static_cast<size_t>(t.id)];
+    for (int lane = 0; lane < kWarp && t.id - t.lane + lane < static_cast<int>(threads()); ++lane)
+      to.learn(static_cast<size_t>(t.id - t.lane + lane), lanes[static_cast<size_t>(lane)],
+               threads());
+  }
+  to.learn(static_cast<size_t>(t.id), t.clock++, threads());
+}
+
+Async& Block::async() {
+  if (!async_)
+    async_ =
+        std::make_unique<Async>(*this, threads(), seed() ? std::optional(random_) : std::nullopt);
+  return *async_;
 }
 
 void Block::fault_at(const Thread& t, const std::string& words, const Where& where) const {
@@ -336,7 +389,10 @@ boost::context::fiber Block::start(size_t i) {
                                  StackSwitch::arrive(&scheduler_bottom_, &scheduler_size_);
                                  back_ = std::move(scheduler);
                                  try {
-                                   if (!abandoned_) body_();
+                                   if (!abandoned_) {
+                                     body_();
+                                     if (async_) async_->leave(threads_[i], left_ == 1);
+                                   }
                                  } catch (const Abandoned&) {
                                  } catch (...) {
                                    fault_ = std::current_exception();
@@ -384,7 +440,8 @@ void Block::stuck() {
     if (!t.left && other == nullptr && !same_place(t.where, first->where)) other = &t;
   std::string words =
       concat("waits at ", first->what,
-             spins(*first) ? " for what no thread will do: " : " for threads that never come: ");
+             spins(*first) ? " for what no thread will do: " : " for threads that never come: ",
+             async_ ? async_->missing(*first) : "");
   if (other != nullptr)
     words += concat("thread ", describe(other->index), " waits at ", other->what, " at ",
                     short_file(other->where));
@@ -425,9 +482,9 @@ void named_barrier(int id, int count, bool waits, const Where& where) {
   t.block->barrier(t, id, count, waits, where);
 }
 
-void pause(const Where& where) {
+void pause(const Where& where, const char* what) {
   Thread& t = thread();
-  t.block->spin(t, where);
+  t.block->spin(t, what, where);
 }
 
 void meet(const char* what, unsigned mask, void* deposit, bool (*act)(void*, void* const*),

@@ -16,6 +16,18 @@ namespace fovea::interpreted {
 inline constexpr int kBarriers = 16;
 inline constexpr int kWarpsMost = 32;  // of a block
 
+class Async;
+
+// Vector clocks: what is before all that someone does next: accesses of warp w up to its clock
+// warps[w], of thread t up to threads[t].
+struct Knowledge {
+  std::array<uint32_t, kWarpsMost> warps{};
+  std::vector<uint32_t> threads;  // empty: of no single one
+
+  void learn(const Knowledge& other);
+  void learn(size_t thread, uint32_t clock, size_t of);
+};
+
 // The order of lanes: as numbered when empty.
 std::optional<uint64_t>& seed();
 std::string describe(const Dim3& d);
@@ -52,11 +64,12 @@ class Waits {
 class Block {
  public:
   Block(const LaunchSpec& spec, const std::function<void()>& body, Waits& waits, int64_t worker);
+  ~Block();
   void run(const Dim3& index);
 
   // ---- called by threads
 
-  void spin(Thread& t, const Where& where);
+  void spin(Thread& t, const char* what, const Where& where);
   void barrier(Thread& t, int id, int count, bool waits, const Where& where);
   void meet(Thread& t, const char* what, unsigned mask, void* deposit,
             bool (*act)(void*, void* const*), void* context, const Where& where);
@@ -66,14 +79,28 @@ class Block {
   bool ordered(const Thread& t, unsigned other, uint32_t clock) const {
     if (other == static_cast<unsigned>(t.id)) return true;
     const unsigned warp = other / kWarp, mine = static_cast<unsigned>(t.warp);
-    if (known_[mine][warp] >= clock) return true;
+    const Knowledge& known = known_[mine];
+    if (known.warps[warp] >= clock) return true;
+    if (!known.threads.empty() && known.threads[other] >= clock) return true;
+    if (t.heard) {
+      const Knowledge& heard = heard_[static_cast<size_t>(t.id)];
+      if (heard.warps[warp] >= clock) return true;
+      if (!heard.threads.empty() && heard.threads[other] >= clock) return true;
+    }
     return warp == mine && t.met_some &&
            lanes_known_[static_cast<size_t>(t.id)][other % kWarp] >= clock;
   }
+  // What t does from now on is after what others have published; what t has done, before what those
+  // do that learn `to`.
+  void hear(Thread& t, const Knowledge& published);
+  void publish(Thread& t, Knowledge& to);
 
   uint32_t serial() const { return serial_; }
   Span& dynamic_span() { return dynamic_span_; }
   const Thread& at(unsigned id) const { return threads_[id]; }
+  size_t threads() const { return threads_.size(); }
+  // What the block has started with Hopper's instructions; made when first asked for.
+  Async& async();
 
  private:
   struct Abandoned {};
@@ -87,8 +114,8 @@ class Block {
     int arrived = 0, needed = 0;
     unsigned waiting = 0;  // warps
     Where where{};
-    int first = 0;   // thread
-    Clocks known{};  // by all that have arrived
+    int first = 0;      // thread
+    Knowledge known{};  // of all that have arrived
   };
   struct Arrival {
     int id, count;
@@ -125,10 +152,10 @@ class Block {
   bool abandoned_ = false;
   std::vector<Warp> warps_;
   std::array<Barrier, kBarriers> barriers_{};
-  // Vector clocks: known_[w][v] says up to which of its clocks warp v's accesses are before what
-  // warp w does now.
-  std::array<Clocks, kWarpsMost> known_{};
-  // The same within a warp, of threads that have met some of its lanes: by thread, then lane.
+  std::array<Knowledge, kWarpsMost> known_{};  // by warp
+  // By thread: what it alone has heard since its warp met.
+  std::vector<Knowledge> heard_;
+  // Within a warp, of threads that have met some of its lanes: by thread, then lane.
   std::vector<Clocks> lanes_known_;
   uint32_t serial_ = 0;
   struct alignas(1024) Line {
@@ -137,6 +164,7 @@ class Block {
   std::vector<Line> dynamic_;
   Span dynamic_span_;
   uint64_t random_ = 0;
+  std::unique_ptr<Async> async_;
 };
 
 }  // namespace fovea::interpreted

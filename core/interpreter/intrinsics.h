@@ -166,6 +166,15 @@ template <typename T>
 T atomic_add(const Global<T>& to, std::type_identity_t<T> value, Where where = Where::current()) {
   return detail::atomic_at(to, where).fetch_add(value);
 }
+// N neighbours (2 or 4, aligned together), each on its own; returns nothing
+// (red.global.add.vN.f32).
+template <int N>
+void atomic_add(const Global<float>& to, const Vec<float, N>& values,
+                Where where = Where::current()) {
+  static_assert(N == 2 || N == 4);
+  check_written(to.block(), to.address(), sizeof values, sizeof values, where);
+  for (int i = 0; i < N; ++i) std::atomic_ref<float>(to.address()[i]).fetch_add(values[i]);
+}
 template <typename T>
 T atomic_max(const Global<T>& to, std::type_identity_t<T> value, Where where = Where::current()) {
   auto at = detail::atomic_at(to, where);

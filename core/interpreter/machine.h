@@ -48,6 +48,7 @@ struct alignas(64) Thread {
   uint32_t clock = 1;
   bool met_some = false;  // of its warp, without the rest, since the whole warp met
   bool left = false;      // the kernel
+  bool heard = false;     // by itself, of what other threads did, since the whole warp met
   unsigned mask = 0;
   // Where it waits, if it does, and with what.
   bool (*act)(void*, void* const*) = nullptr;
@@ -106,7 +107,7 @@ void block_barrier(const Where& where);
 void named_barrier(int id, int count, bool waits, const Where& where);
 // Lets others run: the body of a loop that waits for another thread or block. When no thread of the
 // launch does anything else, that is a fault.
-void pause(const Where& where);
+void pause(const Where& where, const char* what = "a loop that spins");
 
 // All lanes of `mask` meet; the last to come calls act(context, lanes) with what each lane
 // deposited (null outside the mask), then all go on, or wait for their barrier where act says
@@ -137,6 +138,9 @@ struct Shadow {
   bool read : 1 = false, read_twice : 1 = false, atomic : 1 = false;
   bool pending : 1 = false;  // a copy_async is on its way here
   bool split : 1 = false;    // the bytes of the word differ
+  bool bulk : 1 = false;     // a load_tile or load_bulk wrote it
+  bool barrier : 1 = false;  // of transactions
+  uint8_t reading = 0;       // copies and products under way that read it
 };
 // A stretch of a block's shared memory.
 struct Span {
@@ -157,7 +161,7 @@ void check_shared_read(Span& span, const std::byte* at, size_t bytes, const Wher
                        bool atomic = false);
 // Throws unless the bytes lie in the span and no other thread reads or writes them between the same
 // barriers; remembers the write. An atomic one may meet other atomics.
-enum class Write : uint8_t { plain, atomic, copy_async };
+enum class Write : uint8_t { plain, atomic, copy_async, bulk };
 void check_shared_write(Span& span, const std::byte* at, size_t bytes, const Where& where,
                         Write kind = Write::plain);
 // The running thread's copies of all groups but the newest `left` arrive.

@@ -3,7 +3,7 @@
 // who reads it, and whether they have met in between.
 #include <cstring>
 
-#include "core/interpreter/block.h"
+#include "core/interpreter/async.h"
 
 namespace fovea::interpreted {
 namespace {
@@ -40,6 +40,24 @@ size_t inside(const Span& span, const std::byte* at, size_t bytes, const char* v
   return static_cast<size_t>(offset);
 }
 
+[[noreturn]] void fault_pending(const Span& span, const std::byte* at, size_t bytes,
+                                const Shadow& s, const char* verb, const Where& where) {
+  fault(concat(verb, s.bulk ? " what a copy of thread " : " what a copy_async of thread ",
+               describe(thread().block->at(s.writer).index),
+               s.bulk ? " brings, before the barrier_wait for it: "
+                      : " brings, before its wait_copies: ",
+               element(span, at, bytes)),
+        where);
+}
+
+[[noreturn]] void fault_unfenced(const Span& span, const std::byte* at, size_t bytes,
+                                 const Shadow& s, const char* verb, const Where& where) {
+  fault(concat(verb, " what thread ", describe(thread().block->at(s.writer).index),
+               " wrote, with no fence_async() by it and a meeting in between: ",
+               element(span, at, bytes)),
+        where);
+}
+
 // f(shadow) for each word of the bytes, or for each byte of those that are covered in part.
 template <typename F>
 void for_shadows(Span& span, size_t offset, size_t bytes, F f) {
@@ -61,6 +79,19 @@ void for_shadows(Span& span, size_t offset, size_t bytes, F f) {
   }
 }
 
+// Of a thread at a clock, as t learns of it.
+void remember_read(Shadow& s, const Thread& t, uint16_t reader, uint32_t clock) {
+  if (!s.read || t.block->ordered(t, s.reader, s.read_clock)) {
+    s.read = true;
+    s.reader = reader;
+    s.read_clock = clock;
+  } else {
+    s.read_twice = true;
+    s.last_reader = reader;
+    s.last_clock = clock;
+  }
+}
+
 }  // namespace
 
 void check_shared_read(Span& span, const std::byte* at, size_t bytes, const Where& where,
@@ -72,24 +103,14 @@ void check_shared_read(Span& span, const std::byte* at, size_t bytes, const Wher
   for_shadows(span, offset, bytes, [&](Shadow& s) {
     if (s.block != block.serial())
       fault(concat("reads what was never written: ", element(span, at, bytes)), where);
-    if (s.pending)
-      fault(concat("reads what a copy_async of thread ", describe(block.at(s.writer).index),
-                   " brings, before its wait_copies: ", element(span, at, bytes)),
-            where);
+    if (s.pending) fault_pending(span, at, bytes, s, "reads", where);
+    if (s.barrier) fault(concat("reads a barrier: ", element(span, at, bytes)), where);
     if (atomic && s.atomic) return;
     if (!block.ordered(t, s.writer, s.write_clock))
       fault(concat("reads what thread ", describe(block.at(s.writer).index),
                    " writes with no barrier between: ", element(span, at, bytes)),
             where);
-    if (!s.read || block.ordered(t, s.reader, s.read_clock)) {
-      s.read = true;
-      s.reader = id;
-      s.read_clock = t.clock;
-    } else {
-      s.read_twice = true;
-      s.last_reader = id;
-      s.last_clock = t.clock;
-    }
+    remember_read(s, t, id, t.clock);
   });
 }
 
@@ -108,17 +129,27 @@ void check_shared_write(Span& span, const std::byte* at, size_t bytes, const Whe
   now.writer = static_cast<uint16_t>(t.id);
   now.write_clock = t.clock;
   now.atomic = kind == Write::atomic;
-  now.pending = kind == Write::copy_async;
+  now.pending = kind == Write::copy_async || kind == Write::bulk;
+  now.bulk = kind == Write::bulk;
   for_shadows(span, offset, bytes, [&](Shadow& s) {
     if (s.block == block.serial()) {
       if (s.pending)
-        fault(concat("writes where a copy_async of thread ", describe(block.at(s.writer).index),
-                     " is under way: ", element(span, at, bytes)),
+        fault(
+            concat(
+                s.bulk ? "writes where a copy of thread " : "writes where a copy_async of thread ",
+                describe(block.at(s.writer).index), " is under way: ", element(span, at, bytes)),
+            where);
+      if (s.reading > 0)
+        fault(concat("writes what ", t.block->async().reader_of(at, bytes), ": ",
+                     element(span, at, bytes)),
               where);
+      if (s.barrier) fault(concat("writes over a barrier: ", element(span, at, bytes)), where);
       if (!(now.atomic && s.atomic) && !block.ordered(t, s.writer, s.write_clock))
         fault(concat("writes where thread ", describe(block.at(s.writer).index),
                      " writes too, with no barrier between: ", element(span, at, bytes)),
               where);
+      if (now.bulk && !s.bulk && !t.block->async().visible(t, s.writer, s.write_clock))
+        fault_unfenced(span, at, bytes, s, "a copy writes over", where);
       if (s.read && !block.ordered(t, s.reader, s.read_clock)) read_by(s.reader);
       if (s.read_twice && !block.ordered(t, s.last_reader, s.last_clock)) read_by(s.last_reader);
     }
@@ -146,6 +177,47 @@ void finish_copies(int left) {
     std::memset(copy.to + copy.bytes, 0, copy.zeros);
   }
   t.copies.resize(kept);
+}
+
+// ---- copies and products under way --------------------------------------------------------------
+
+void begin_async_read(Span& span, const std::byte* at, size_t bytes, const char* verb,
+                      const Where& where) {
+  const size_t offset = inside(span, at, bytes, verb, where);
+  const Thread& t = thread();
+  const Block& block = *t.block;
+  const Async& async = t.block->async();
+  for_shadows(span, offset, bytes, [&](Shadow& s) {
+    if (s.block != block.serial())
+      fault(concat(verb, " what was never written: ", element(span, at, bytes)), where);
+    if (s.pending) fault_pending(span, at, bytes, s, verb, where);
+    if (s.barrier) fault(concat(verb, " a barrier: ", element(span, at, bytes)), where);
+    if (!block.ordered(t, s.writer, s.write_clock))
+      fault(concat(verb, " what thread ", describe(block.at(s.writer).index),
+                   " writes with no barrier between: ", element(span, at, bytes)),
+            where);
+    if (!s.bulk && !async.visible(t, s.writer, s.write_clock))
+      fault_unfenced(span, at, bytes, s, verb, where);
+    ++s.reading;
+  });
+}
+
+void end_async_read(Span& span, const std::byte* at, size_t bytes, int reader, uint32_t clock) {
+  const Thread& t = thread();
+  for_shadows(span, static_cast<size_t>(at - span.begin), bytes, [&](Shadow& s) {
+    --s.reading;
+    remember_read(s, t, static_cast<uint16_t>(reader), clock);
+  });
+}
+
+void end_async_write(Span& span, const std::byte* at, size_t bytes) {
+  for_shadows(span, static_cast<size_t>(at - span.begin), bytes,
+              [&](Shadow& s) { s.pending = false; });
+}
+
+void mark_barrier(Span& span, const std::byte* at, size_t bytes) {
+  for_shadows(span, static_cast<size_t>(at - span.begin), bytes,
+              [&](Shadow& s) { s.barrier = true; });
 }
 
 }  // namespace fovea::interpreted
