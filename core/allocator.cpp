@@ -11,6 +11,7 @@
 
 #include "core/cuda/device.h"
 #include "core/error.h"
+#include "core/memory_counter.h"
 
 namespace fovea {
 namespace {
@@ -151,8 +152,15 @@ Pool& pool(Device device) {
 
 }  // namespace
 
-void* allocate(size_t bytes, Device device) { return pool(device).allocate(bytes); }
+void* allocate(size_t bytes, Device device) {
+  void* block = pool(device).allocate(bytes);
+  if (MemoryCounter* counter = MemoryCounter::current())
+    counter->add(static_cast<int64_t>(bytes), device);
+  return block;
+}
 void deallocate(void* block, size_t bytes, Device device) noexcept {
+  if (MemoryCounter* counter = MemoryCounter::current())
+    counter->add(-static_cast<int64_t>(bytes), device);
   pool(device).deallocate(block, bytes);
 }
 MemoryStats memory_stats(Device device) { return pool(device).stats(); }
