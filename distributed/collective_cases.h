@@ -126,4 +126,113 @@ inline void test_collectives(const Communicator& comm) {
   comm.barrier();
 }
 
+// What left and came, against the formulas of communicator.h.
+inline void test_counts(const Communicator& comm) {
+  const int64_t P = comm.size();
+  const int rank = comm.rank();
+  const auto expect = [&](Operation operation, int64_t calls, int64_t sent, int64_t received) {
+    const CommStats::Count count = comm.stats()[operation];
+    EXPECT_EQ(count.calls, calls) << name(operation);
+    EXPECT_EQ(count.bytes_sent, sent) << name(operation);
+    EXPECT_EQ(count.bytes_received, received) << name(operation);
+  };
+  const int64_t n = 24 * P;  // divides
+  comm.reset_stats();
+  comm.all_reduce(Tensor::zeros({n}, Dtype::f32)).wait();
+  comm.all_reduce(Tensor::zeros({n}, Dtype::bf16), Reduce::max, Mode::async).wait();
+  expect(Operation::all_reduce, 2, 2 * (P - 1) * n / P * (4 + 2), 2 * (P - 1) * n / P * (4 + 2));
+  comm.reduce_scatter(Tensor::zeros({24}), Tensor::zeros({n})).wait();
+  expect(Operation::reduce_scatter, 1, (P - 1) * 24 * 4, (P - 1) * 24 * 4);
+  comm.all_gather(Tensor::zeros({n}, Dtype::f64), Tensor::zeros({24}, Dtype::f64)).wait();
+  expect(Operation::all_gather, 1, (P - 1) * 24 * 8, (P - 1) * 24 * 8);
+  comm.all_to_all(Tensor::zeros({n}), Tensor::zeros({n})).wait();
+  expect(Operation::all_to_all, 1, (P - 1) * 24 * 4, (P - 1) * 24 * 4);
+  comm.broadcast(Tensor::zeros({n}), 0).wait();
+  const int64_t part = 24 * 4;
+  expect(Operation::broadcast, 1,
+         rank == 0 ? (P - 1) * part + (P - 1) * part : std::max<int64_t>(0, P - 2) * part,
+         rank == 0 ? 0 : P * part);
+  comm.barrier();
+  expect(Operation::barrier, 1, P - 1, P - 1);
+  const int next = static_cast<int>((rank + 1) % P), before = static_cast<int>((rank + P - 1) % P);
+  comm.send_recv(Tensor::zeros({5}), before, Tensor::zeros({5}), next).wait();
+  expect(Operation::send, 1, P > 1 ? 20 : 0, 0);
+  expect(Operation::receive, 1, 0, P > 1 ? 20 : 0);
+  // A size that does not divide: rank r holds one element more for r < n % P.
+  comm.reset_stats();
+  const int64_t odd = 2 * P + 1, own = rank == 0 ? 3 : 2;
+  comm.all_reduce(Tensor::zeros({odd})).wait();
+  expect(Operation::all_reduce, 1, P == 1 ? 0 : 4 * ((odd - own) + (P - 1) * own),
+         P == 1 ? 0 : 4 * ((P - 1) * own + (odd - own)));
+  EXPECT_EQ(comm.stats().total().bytes_sent, comm.stats()[Operation::all_reduce].bytes_sent);
+}
+
+// Two messages each way between neighbours, received in another order than sent, under way together
+// with collectives that both ranks start in one order and wait for in another.
+inline void test_messages_in_flight(const Communicator& comm) {
+  const int P = comm.size(), rank = comm.rank();
+  const int next = (rank + 1) % P, before = (rank + P - 1) % P;
+  if (P == 1) return;
+  for (int round = 0; round < 10; ++round) {
+    const Tensor keys = of_rank<float>(rank, 40), sums = of_rank<float>(rank + 10, 40);
+    const Tensor keys_in = Tensor::empty({40}), sums_in = Tensor::empty({40});
+    const Tensor total = of_rank<double>(rank, 33), all = Tensor::empty({P * 7});
+    Work reduce = comm.all_reduce(total, Reduce::sum, Mode::async);
+    Work receive_sums = comm.recv(sums_in, before, 2, Mode::async);
+    Work gather = comm.all_gather(all, of_rank<float>(rank, 7), Mode::async);
+    Work receive_keys = comm.recv(keys_in, before, 1, Mode::async);
+    Work send_keys = comm.send(keys, next, 1, Mode::async);
+    Work send_sums = comm.send(sums, next, 2, Mode::async);
+    comm.barrier();  // passes what is queued
+    for (Work* work : {&gather, &receive_keys, &send_sums, &receive_sums, &send_keys, &reduce})
+      work->wait();
+    EXPECT_EQ(numbers(keys_in), numbers(of_rank<float>(before, 40)));
+    EXPECT_EQ(numbers(sums_in), numbers(of_rank<float>(before + 10, 40)));
+    EXPECT_EQ(numbers(all.slice(0, 7 * before, 7 * before + 7)),
+              numbers(of_rank<float>(before, 7)));
+    double expected = 0.0;
+    for (int r = 0; r < P; ++r) expected += value_of(r, 32);
+    EXPECT_EQ(numbers(total)[32], expected);
+  }
+}
+
+// Groups by parity, in reverse order; their calls run against each other.
+inline void test_split(const Communicator& comm) {
+  const int P = comm.size(), rank = comm.rank();
+  const Communicator half = comm.split(rank % 2, -rank);
+  EXPECT_EQ(half.size(), rank % 2 == 0 ? (P + 1) / 2 : P / 2);
+  EXPECT_EQ(half.rank(), half.size() - 1 - rank / 2);
+  const Communicator same = comm.split(7, rank);
+  EXPECT_EQ(same.size(), P);
+  EXPECT_EQ(same.rank(), rank);
+  const Tensor x = of_rank<float>(rank, 11), y = of_rank<float>(rank, 11);
+  Work first = same.all_reduce(y, Reduce::sum, Mode::async);
+  half.all_reduce(x).wait();
+  first.wait();
+  for (int64_t i = 0; i < 11; ++i) {
+    double in_half = 0.0, in_all = 0.0;
+    for (int r = 0; r < P; ++r) {
+      in_all += value_of(r, i);
+      in_half += r % 2 == rank % 2 ? value_of(r, i) : 0.0;
+    }
+    EXPECT_EQ(numbers(x)[static_cast<size_t>(i)], in_half);
+    EXPECT_EQ(numbers(y)[static_cast<size_t>(i)], in_all);
+  }
+  EXPECT_EQ(half.split(0, 0).size(), half.size());  // of a part, once more
+}
+
+inline void test_agreement(const Communicator& comm) {
+  check_agree(comm, "config", hash_of("the same"));
+  const int last = comm.size() - 1;
+  if (last == 0) return;
+  try {
+    check_agree(comm, "config", hash_of(comm.rank() == last ? "one" : "another"));
+    ADD_FAILURE() << "rank " << comm.rank() << " saw no difference";
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    EXPECT_TRUE(what.starts_with(concat("config: rank ", last, " differs from rank 0 (hash ")))
+        << what;
+  }
+}
+
 }  // namespace fovea::distributed
