@@ -17,6 +17,7 @@
 
 #include "core/caching_pool.h"
 #include "core/cuda/device.h"
+#include "core/memory_counter.h"
 
 namespace fovea {
 namespace {
@@ -369,9 +370,14 @@ Pool& pool(Device device) {
 }  // namespace
 
 void* allocate(size_t bytes, Device device, MemoryGroup group) {
-  return pool(device).allocate(bytes, group);
+  void* block = pool(device).allocate(bytes, group);
+  if (MemoryCounter* counter = MemoryCounter::current())
+    counter->add(static_cast<int64_t>(bytes), device);
+  return block;
 }
 void deallocate(void* block, size_t bytes, Device device, MemoryGroup group) noexcept {
+  if (MemoryCounter* counter = MemoryCounter::current())
+    counter->add(-static_cast<int64_t>(bytes), device);
   pool(device).deallocate(block, bytes, group);
 }
 void regroup(size_t bytes, Device device, MemoryGroup from, MemoryGroup to) noexcept {

@@ -12,12 +12,23 @@ int& thread_count() {
   return count;
 }
 thread_local bool serial = false;
+thread_local int share = 0;  // of this host thread; 0: it has none of its own
 }  // namespace
 
 SerialScope::SerialScope() : before_(serial) { serial = true; }
 SerialScope::~SerialScope() { serial = before_; }
 
-int num_threads() { return thread_count(); }
+ThreadShare::ThreadShare(int threads) : before_(share), omp_before_(omp_get_max_threads()) {
+  FOVEA_CHECK(threads >= 1, "threads: expected a share of at least 1, found ", threads);
+  share = threads;
+  omp_set_num_threads(threads);  // of this host thread; oneDNN asks it
+}
+ThreadShare::~ThreadShare() {
+  share = before_;
+  omp_set_num_threads(omp_before_);
+}
+
+int num_threads() { return share > 0 ? share : thread_count(); }
 
 void set_num_threads(int threads) {
   FOVEA_CHECK(threads >= 1, "threads: expected at least 1, found ", threads);

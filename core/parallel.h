@@ -10,7 +10,8 @@
 
 namespace fovea {
 
-// Threads used from now on by parallel_for and by oneDNN. Default: OMP_NUM_THREADS, else the cores.
+// Threads used from now on by parallel_for and by oneDNN, by all host threads without a
+// ThreadShare. Default: OMP_NUM_THREADS, else the cores.
 int num_threads();
 void set_num_threads(int threads);
 
@@ -23,6 +24,19 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, F&& f);
 // f(i) for i in [begin, end), handed out one at a time in order: put the longest work first.
 template <typename F>
 void parallel_for_each(int64_t begin, int64_t end, F&& f);
+
+// While one lives, the calling host thread uses this many threads instead: the share of a rank that
+// has the cores in common with others.
+class ThreadShare {
+ public:
+  explicit ThreadShare(int threads);
+  ~ThreadShare();
+  ThreadShare(const ThreadShare&) = delete;
+  ThreadShare& operator=(const ThreadShare&) = delete;
+
+ private:
+  int before_, omp_before_;
+};
 
 // While one lives on this thread, parallel_for runs inline (a thread beside the pool, like the data
 // loader's).

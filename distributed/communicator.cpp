@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "distributed/communicator.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <charconv>
+#include <cstdlib>
+#include <optional>
+
+#include "distributed/collectives.h"
+#include "distributed/queue.h"
+
+namespace fovea::distributed {
+namespace {
+
+double limit_of_environment() {
+  constexpr double kDefault = 120.0;
+  const char* text = std::getenv("FOVEA_COMM_TIMEOUT");
+  if (text == nullptr || *text == '\0') return kDefault;
+  const std::string_view whole = text;
+  double seconds = 0.0;
+  const auto [rest, code] = std::from_chars(whole.data(), whole.data() + whole.size(), seconds);
+  FOVEA_CHECK(code == std::errc{} && rest == whole.data() + whole.size() && seconds > 0.0,
+              "FOVEA_COMM_TIMEOUT: expected seconds above 0, found \"", text, '"');
+  return seconds;
+}
+
+// The one rank of a job without others.
+class Alone : public Transport {
+ public:
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  int job_rank(int) const override { return 0; }
+  std::shared_ptr<Exchange> post(int64_t, std::vector<Message>, std::vector<Message>,
+                                 bool) override {
+    detail::fail("communicator: one rank has nobody to exchange with");
+  }
+  std::shared_ptr<Transport> split(int, const std::vector<int>&, int) override {
+    return std::make_shared<Alone>();
+  }
+  void abort(const std::string&) noexcept override {}
+};
+
+// Send and receive: posted where they were called.
+class Posted : public Work::State {
+ public:
+  Posted(Call call, std::shared_ptr<Exchange> exchange, std::function<void()> finish)
+      : call_(std::move(call)), exchange_(std::move(exchange)), finish_(std::move(finish)) {
+    call_.caller_waits = true;
+  }
+  void wait() override {
+    call_.wait(*exchange_);
+    if (finish_) finish_();
+  }
+  bool test() override { return exchange_->test(); }
+
+ private:
+  Call call_;
+  std::shared_ptr<Exchange> exchange_;
+  std::function<void()> finish_;
+};
+
+}  // namespace
+
+std::string_view name(Operation operation) {
+  constexpr std::array<std::string_view, kOperations> kNames{
+      "all_reduce", "reduce_scatter", "all_gather", "all_to_all",
+      "broadcast",  "barrier",        "send",       "receive"};
+  return kNames[static_cast<size_t>(operation)];
+}
+
+CommStats::Count CommStats::total() const {
+  Count sum;
+  for (const Count& count : by_operation) {
+    sum.calls += count.calls;
+    sum.bytes_sent += count.bytes_sent;
+    sum.bytes_received += count.bytes_received;
+    sum.wait_seconds += count.wait_seconds;
+  }
+  return sum;
+}
+
+// ---- operations
+// -----------------------------------------------------------------------------------
+
+class Communicator::Core {
+ public:
+  explicit Core(std::shared_ptr<Transport> transport) : transport_(std::move(transport)) {}
+  // An operation under way cannot end where its rank is being left by an exception.
+  ~Core() {
+    if (std::uncaught_exceptions() > exceptions_ && !queue_.idle())
+      transport_->abort(concat("rank ", transport_->job_rank(rank()), " ended early"));
+  }
+  Core(const Core&) = delete;
+  Core& operator=(const Core&) = delete;
+
+  int rank() const { return transport_->rank(); }
+  int size() const { return transport_->size(); }
+
+  // x as the transport takes it: flat, contiguous, at its home; the same memory where possible.
+  Tensor flat(const Tensor& x) const {
+    return x.to(transport_->home()).reshape({x.numel()}).contiguous();
+  }
+  // The same for what will be overwritten.
+  Tensor room(const Tensor& x) const {
+    if (x.device() == transport_->home() && x.is_contiguous()) return x.view({x.numel()});
+    return Tensor::empty({x.numel()}, x.dtype(), transport_->home());
+  }
+  // What takes the values from there to x; nothing where they are there.
+  static std::function<void()> landing(const Tensor& x, const Tensor& room) {
+    if (x.shares_storage_with(room)) return nullptr;
+    return [x, room] { x.copy_(room.view(x.shape())); };
+  }
+
+  Call call(Operation operation, const Tensor& x, Mode mode, std::optional<int> tag = {}) {
+    counters_->add(operation, {1, 0, 0, 0.0});
+    return {transport_, counters_, operation, tag ? *tag : number_++,
+            limit,      x.dtype(), x.numel(), mode == Mode::blocking};
+  }
+
+  template <typename Body>
+  Work collective(Call call, Body body, std::function<void()> finish) {
+    if (call.caller_waits && !(transport_->in_order() && !queue_.idle())) {
+      body(call);
+      if (finish) finish();
+      return {};
+    }
+    const bool blocking = call.caller_waits;
+    call.caller_waits = false;
+    Work work = queue_.push([call, body] { body(call); }, std::move(finish),
+                            [call](double seconds) { call.waited(seconds); });
+    if (blocking) work.wait();
+    return work;
+  }
+
+  Work messages(const Call& call, std::vector<Message> receives, std::vector<Message> sends,
+                std::function<void()> finish) {
+    if (transport_->in_order())
+      return collective(
+          call, [receives, sends](const Call& c) { c.exchange(receives, sends); },
+          std::move(finish));
+    Work work(std::make_shared<Posted>(call, call.post(std::move(receives), std::move(sends)),
+                                       std::move(finish)));
+    if (call.caller_waits) work.wait();
+    return work;
+  }
+
+  std::shared_ptr<Transport> split(int color, const std::vector<int>& members) {
+    return transport_->split(color, members, splits_++);
+  }
+
+  std::atomic<double> limit = limit_of_environment();
+  Counters& counters() { return *counters_; }
+  Transport& transport() { return *transport_; }
+
+ private:
+  const std::shared_ptr<Transport> transport_;
+  const std::shared_ptr<Counters> counters_ = std::make_shared<Counters>();
+  const int exceptions_ = std::uncaught_exceptions();
+  int64_t number_ = 0;
+  int splits_ = 0;
+  Queue queue_;
+};
+
+Communicator::Communicator() : Communicator(std::make_shared<Alone>()) {}
+Communicator::Communicator(std::shared_ptr<Transport> transport)
+    : core_(std::make_shared<Core>(std::move(transport))) {}
+
+int Communicator::rank() const { return core_->rank(); }
+int Communicator::size() const { return core_->size(); }
+
+Work Communicator::all_reduce(const Tensor& x, Reduce op, Mode mode) const {
+  const Dtype dtype = x.dtype();
+  FOVEA_CHECK(is_floating(dtype) || dtype == Dtype::i64,
+              "all_reduce: expected f32, f64, bf16 or i64, found ", dtype);
+  const Call call = core_->call(Operation::all_reduce, x, mode);
+  if (size() == 1) return {};
+  const Tensor flat = core_->flat(x);
+  return core_->collective(
+      call,
+      [flat, op](const Call& c) {
+        const Cut cut = Cut::even(flat.numel(), c.size());
+        reduce_scatter_parts(c, cut.part(flat, c.rank()), flat, cut, op);
+        gather_parts(c, flat, cut);
+      },
+      Core::landing(x, flat));
+}
+
+Work Communicator::reduce_scatter(const Tensor& out, const Tensor& in, Reduce op, Mode mode) const {
+  const Dtype dtype = in.dtype();
+  FOVEA_CHECK(out.dtype() == dtype && in.numel() == size() * out.numel(), "reduce_scatter: out ",
+              out.dtype(), ' ', out.shape(), " is not a ", size(), "th of in ", dtype, ' ',
+              in.shape());
+  FOVEA_CHECK(is_floating(dtype) || dtype == Dtype::i64,
+              "reduce_scatter: expected f32, f64, bf16 or i64, found ", dtype);
+  const Call call = core_->call(Operation::reduce_scatter, in, mode);
+  const Tensor from = core_->flat(in), to = core_->room(out);
+  return core_->collective(
+      call,
+      [from, to, op](const Call& c) {
+        reduce_scatter_parts(c, to, from, Cut::even(from.numel(), c.size()), op);
+      },
+      Core::landing(out, to));
+}
+
+Work Communicator::all_gather(const Tensor& out, const Tensor& in, Mode mode) const {
+  FOVEA_CHECK(out.dtype() == in.dtype() && out.numel() == size() * in.numel(), "all_gather: out ",
+              out.dtype(), ' ', out.shape(), " is not ", size(), " times in ", in.dtype(), ' ',
+              in.shape());
+  const Call call = core_->call(Operation::all_gather, in, mode);
+  const Tensor from = core_->flat(in), to = core_->room(out);
+  return core_->collective(
+      call,
+      [from, to](const Call& c) {
+        const Cut cut = Cut::even(to.numel(), c.size());
+        cut.part(to, c.rank()).copy_(from);
+        gather_parts(c, to, cut);
+      },
+      Core::landing(out, to));
+}
+
+Work Communicator::all_to_all(const Tensor& out, const Tensor& in, Mode mode) const {
+  FOVEA_CHECK(in.numel() % size() == 0, "all_to_all: in ", in.shape(),
+              " does not divide into parts for ", size(), " ranks");
+  const std::vector<int64_t> counts(static_cast<size_t>(size()), in.numel() / size());
+  return all_to_all_v(out, counts, in, counts, mode);
+}
+
+Work Communicator::all_to_all_v(const Tensor& out, const std::vector<int64_t>& out_counts,
+                                const Tensor& in, const std::vector<int64_t>& in_counts,
+                                Mode mode) const {
+  const auto check = [&](const char* which, const Tensor& x, const std::vector<int64_t>& counts) {
+    FOVEA_CHECK(counts.size() == static_cast<size_t>(size()), "all_to_all: ", counts.size(),
+                " counts of ", which, " for ", size(), " ranks");
+    int64_t sum = 0;
+    for (const int64_t count : counts) {
+      FOVEA_CHECK(count >= 0, "all_to_all: a count of ", which, " is ", count);
+      sum += count;
+    }
+    FOVEA_CHECK(sum == x.numel(), "all_to_all: the counts of ", which, " sum to ", sum,
+                ", its shape is ", x.shape());
+  };
+  check("out", out, out_counts);
+  check("in", in, in_counts);
+  FOVEA_CHECK(out.dtype() == in.dtype(), "all_to_all: out is ", out.dtype(), ", in is ",
+              in.dtype());
+  const auto r = static_cast<size_t>(rank());
+  FOVEA_CHECK(out_counts[r] == in_counts[r], "all_to_all: rank ", r, " sends itself ", in_counts[r],
+              " elements and expects ", out_counts[r]);
+  const Call call = core_->call(Operation::all_to_all, in, mode);
+  const Tensor from = core_->flat(in), to = core_->room(out);
+  FOVEA_CHECK(size() == 1 || !from.shares_storage_with(to) || from.raw() != to.raw(),
+              "all_to_all: out and in are the same memory");
+  return core_->collective(
+      call,
+      [from, to, in_cut = Cut::of(in_counts), out_cut = Cut::of(out_counts)](const Call& c) {
+        exchange_parts(c, to, out_cut, from, in_cut);
+      },
+      Core::landing(out, to));
+}
+
+Work Communicator::broadcast(const Tensor& x, int root, Mode mode) const {
+  FOVEA_CHECK(root >= 0 && root < size(), "broadcast: root ", root, " is no rank of ", size());
+  const Call call = core_->call(Operation::broadcast, x, mode);
+  if (size() == 1) return {};
+  const Tensor flat = rank() == root ? core_->flat(x) : core_->room(x);
+  return core_->collective(
+      call, [flat, root](const Call& c) { broadcast_parts(c, flat, root); },
+      rank() == root ? nullptr : Core::landing(x, flat));
+}
+
+void Communicator::barrier() const {
+  const Tensor bytes = core_->flat(Tensor::zeros({size()}, Dtype::u8));
+  const Call call = core_->call(Operation::barrier, bytes, Mode::blocking);
+  if (size() == 1) return;
+  core_
+      ->collective(
+          call, [bytes](const Call& c) { gather_parts(c, bytes, Cut::even(c.size(), c.size())); },
+          nullptr)
+      .wait();
+}
+
+Work Communicator::send(const Tensor& x, int to, int tag, Mode mode) const {
+  FOVEA_CHECK(to >= 0 && to < size() && to != rank(), "send: rank ", rank(), " of ", size(),
+              " cannot send to rank ", to);
+  FOVEA_CHECK(tag >= 0 && tag < kTags / 2, "send: tag ", tag, " is negative or passes 2^30");
+  const Call call = core_->call(Operation::send, x, mode, tag);
+  return core_->messages(call, {}, {{to, core_->flat(x)}}, nullptr);
+}
+
+Work Communicator::recv(const Tensor& x, int from, int tag, Mode mode) const {
+  FOVEA_CHECK(from >= 0 && from < size() && from != rank(), "recv: rank ", rank(), " of ", size(),
+              " cannot receive from rank ", from);
+  FOVEA_CHECK(tag >= 0 && tag < kTags / 2, "recv: tag ", tag, " is negative or passes 2^30");
+  const Call call = core_->call(Operation::receive, x, mode, tag);
+  const Tensor room = core_->room(x);
+  return core_->messages(call, {{from, room}}, {}, Core::landing(x, room));
+}
+
+Work Communicator::send_recv(const Tensor& out, int from, const Tensor& in, int to, int tag,
+                             Mode mode) const {
+  FOVEA_CHECK(
+      from >= 0 && from < size() && to >= 0 && to < size() && (from == rank()) == (to == rank()),
+      "send_recv: rank ", rank(), " of ", size(), " cannot receive from rank ", from,
+      " and send to rank ", to);
+  FOVEA_CHECK(tag >= 0 && tag < kTags / 2, "send_recv: tag ", tag, " is negative or passes 2^30");
+  core_->counters().add(Operation::send, {1, 0, 0, 0.0});
+  const Call call = core_->call(Operation::receive, out, mode, tag);
+  if (to == rank()) {
+    out.copy_(in);
+    return {};
+  }
+  const Tensor room = core_->room(out);
+  return core_->messages(call, {{from, room}}, {{to, core_->flat(in)}}, Core::landing(out, room));
+}
+
+Communicator Communicator::split(int color, int key) const {
+  const Tensor mine = Tensor::from(std::vector<int64_t>{color, key}, {2});
+  const Tensor all = Tensor::empty({size(), 2}, Dtype::i64);
+  all_gather(all, mine).wait();
+  std::vector<std::pair<int64_t, int>> order;  // (key, rank)
+  for (int r = 0; r < size(); ++r) {
+    const int64_t* given = all.data<int64_t>() + 2 * r;
+    if (given[0] == color) order.emplace_back(given[1], r);
+  }
+  std::sort(order.begin(), order.end());
+  std::vector<int> members;
+  for (const auto& [_, r] : order) members.push_back(r);
+  Communicator part(core_->split(color, members));
+  part.set_time_limit(core_->limit);
+  return part;
+}
+
+CommStats Communicator::stats() const { return core_->counters().stats(); }
+
+void Communicator::reset_stats() const { core_->counters().reset(); }
+
+void Communicator::set_time_limit(double seconds) const {
+  FOVEA_CHECK(seconds > 0.0, "communicator: expected a time limit above 0 s, found ", seconds);
+  core_->limit = seconds;
+}
+
+void Communicator::abort(const std::string& why) const { core_->transport().abort(why); }
+
+// ---- agreement
+// ------------------------------------------------------------------------------------
+
+void check_agree(const Communicator& comm, const std::string& what, uint64_t hash) {
+  const Tensor all = Tensor::empty({comm.size()}, Dtype::i64);
+  comm.all_gather(all, Tensor::from(std::vector<int64_t>{std::bit_cast<int64_t>(hash)}, {1}))
+      .wait();
+  const auto* hashes = all.data<int64_t>();
+  for (int r = 1; r < comm.size(); ++r) {
+    FOVEA_CHECK(hashes[r] == hashes[0], what, ": rank ", r, " differs from rank 0 (hash ", std::hex,
+                hashes[r], " and ", hashes[0], "); start every rank with the same");
+  }
+}
+
+uint64_t hash_of(std::string_view text) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return hash;
+}
+
+}  // namespace fovea::distributed
