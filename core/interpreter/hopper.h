@@ -104,8 +104,10 @@ void wait_bulk() {
 
 // ---- products of warpgroups (wgmma) -------------------------------------------------------------
 
-// An operand in shared memory, from one of its tiles on: 8 x 8 blocks of chunks of 16 bytes,
-// swizzled. + moves it by bytes: k16_bytes for the next 16 of k.
+// An operand in shared memory. K-major: groups of 8 rows of m or n, `stride_bytes` apart, rows a
+// span long (no swizzle: 16 bytes, the next 8 of k `leading_bytes` behind). MN-major: groups of 8
+// rows of k, `stride_bytes` apart, and the next span of m or n `leading_bytes` behind; with a
+// swizzle only. + moves it by bytes: k16_bytes for the next 16 of k.
 struct Descriptor {
   Span* span;
   std::byte* at;

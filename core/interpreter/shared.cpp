@@ -79,6 +79,26 @@ void for_shadows(Span& span, size_t offset, size_t bytes, F f) {
   }
 }
 
+// Whether accesses are before what t does now; neighbours mostly have the same answer.
+class Before {
+ public:
+  explicit Before(const Thread& t) : t_(t) {}
+  bool operator()(unsigned other, uint32_t clock) {
+    if (known_ && other == other_ && clock == clock_) return true;
+    if (!t_.block->ordered(t_, other, clock)) return false;
+    known_ = true;
+    other_ = other;
+    clock_ = clock;
+    return true;
+  }
+
+ private:
+  const Thread& t_;
+  bool known_ = false;
+  unsigned other_ = 0;
+  uint32_t clock_ = 0;
+};
+
 // Of a thread at a clock, as t learns of it.
 void remember_read(Shadow& s, const Thread& t, uint16_t reader, uint32_t clock) {
   if (!s.read || t.block->ordered(t, s.reader, s.read_clock)) {
@@ -131,6 +151,14 @@ void check_shared_write(Span& span, const std::byte* at, size_t bytes, const Whe
   now.atomic = kind == Write::atomic;
   now.pending = kind == Write::copy_async || kind == Write::bulk;
   now.bulk = kind == Write::bulk;
+  // Its words, in registers: a struct of single bits would be put together again for each copy.
+  std::array<uint64_t, sizeof(Shadow) / 8> words;
+  static_assert(sizeof words == sizeof(Shadow));
+  std::memcpy(words.data(), &now, sizeof now);
+  const auto put = [&words](Shadow& s) {
+    std::memcpy(static_cast<void*>(&s), words.data(), sizeof s);
+  };
+  Before written(t), read(t), read_last(t);
   for_shadows(span, offset, bytes, [&](Shadow& s) {
     if (s.block == block.serial()) {
       if (s.pending)
@@ -144,20 +172,20 @@ void check_shared_write(Span& span, const std::byte* at, size_t bytes, const Whe
                      element(span, at, bytes)),
               where);
       if (s.barrier) fault(concat("writes over a barrier: ", element(span, at, bytes)), where);
-      if (!(now.atomic && s.atomic) && !block.ordered(t, s.writer, s.write_clock))
+      if (!(kind == Write::atomic && s.atomic) && !written(s.writer, s.write_clock))
         fault(concat("writes where thread ", describe(block.at(s.writer).index),
                      " writes too, with no barrier between: ", element(span, at, bytes)),
               where);
-      if (now.bulk && !s.bulk && !t.block->async().visible(t, s.writer, s.write_clock))
+      if (kind == Write::bulk && !s.bulk && !t.block->async().visible(t, s.writer, s.write_clock))
         fault_unfenced(span, at, bytes, s, "a copy writes over", where);
-      if (s.read && !block.ordered(t, s.reader, s.read_clock)) read_by(s.reader);
-      if (s.read_twice && !block.ordered(t, s.last_reader, s.last_clock)) read_by(s.last_reader);
+      if (s.read && !read(s.reader, s.read_clock)) read_by(s.reader);
+      if (s.read_twice && !read_last(s.last_reader, s.last_clock)) read_by(s.last_reader);
     }
-    s = now;
+    put(s);
   });
   // A word that one access wrote is whole again.
   for (size_t w = (offset + kWord - 1) / kWord; (w + 1) * kWord <= offset + bytes; ++w)
-    span.words[w] = now;
+    put(span.words[w]);
 }
 
 void finish_copies(int left) {

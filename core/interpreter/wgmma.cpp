@@ -19,23 +19,20 @@ constexpr uint32_t kPoison = 0x7fc0dead;
 template <typename F>
 void for_chunks(const Descriptor& d, Major major, int first, int count, F f) {
   const int span = span_bytes(d.swizzle), chunks = span / 16;
-  const bool plain = d.swizzle == Swizzle::none;
+  const int next_k = d.swizzle == Swizzle::none ? d.leading_bytes : 16;
   for (int i = 0; i < count * 2; ++i) {
     int64_t offset = 0;
     int row = 0, k = 0;
     if (major == Major::k) {
       row = first + i / 2;
       k = i % 2 * kChunk;
-      offset = int64_t{row / 8} * d.stride_bytes + row % 8 * span +
-               (plain ? i % 2 * d.leading_bytes : i % 2 * 16);
+      offset = int64_t{row / 8} * d.stride_bytes + row % 8 * span + i % 2 * next_k;
     } else {
       const int chunk = first / kChunk + i / kDepth;
       row = chunk * kChunk;
       k = i % kDepth;
-      offset = plain
-                   ? int64_t{chunk} * d.stride_bytes + int64_t{k / 8} * d.leading_bytes + k % 8 * 16
-                   : int64_t{chunk / chunks} * d.leading_bytes + chunk % chunks * 16 +
-                         int64_t{k / 8} * d.stride_bytes + k % 8 * span;
+      offset = int64_t{chunk / chunks} * d.leading_bytes + chunk % chunks * 16 +
+               int64_t{k / 8} * d.stride_bytes + k % 8 * span;
     }
     f(swizzled(d.at + offset, d.swizzle), row, k);
   }
@@ -192,6 +189,9 @@ void start_product(float* d, int n, const uint32_t* a_registers, const Descripto
   Thread& t = thread();
   Async& async = t.block->async();
   Started& mine = async.of(t);
+  if ((a_registers == nullptr && a_major == Major::mn && a.swizzle == Swizzle::none) ||
+      (b_major == Major::mn && b.swizzle == Swizzle::none))
+    fault("wgmma of an MN-major tile with no swizzle", where);
   if (!mine.fenced) fault("wgmma with no wgmma_fence since the last wgmma_commit", where);
   Product p{};
   p.d = d;
