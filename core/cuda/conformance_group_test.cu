@@ -7,7 +7,7 @@ namespace {
 
 template <int N>
 __global__ void tile_kernel(Global<fovea::TileValues> out, Global<const int> in, unsigned tiles) {
-  using T = Tile<N>;
+  using T = Lanes<N>;
   if (((tiles >> T::index()) & 1u) == 0) return;
   const int t = static_cast<int>(threadIdx.x);
   const int mine = in[t];

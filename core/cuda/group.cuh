@@ -9,7 +9,7 @@ namespace FOVEA_GPU {
 // calling thread's tile; other tiles need not take part. Sums and maxima are the same bits in every
 // lane: partners swap, so that each adds the same pairs.
 template <int N>
-class Tile {
+class Lanes {
   static_assert(N >= 2 && N <= 32 && (N & (N - 1)) == 0, "a tile has 2, 4, 8, 16 or 32 lanes");
 
  public:

@@ -9,8 +9,8 @@ namespace FOVEA_GPU {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Every lane gets the result; the order of the additions is the same in each.
-__device__ inline float warp_sum(float x) { return Tile<32>::sum(x); }
-__device__ inline float warp_max(float x) { return Tile<32>::max(x); }
+__device__ inline float warp_sum(float x) { return Lanes<32>::sum(x); }
+__device__ inline float warp_max(float x) { return Lanes<32>::max(x); }
 
 // Over all threads of the block (a multiple of 32 of them); every thread gets the result.
 // `room` holds 32 floats, and may be used again after the next barrier.

@@ -139,7 +139,7 @@ void update(const fovea::UpdateTable& table, const fovea::GradientFactor& factor
 
 // Over all threads of the block; the first gets the result.
 __device__ inline double sum_in_f64(double x, Shared<double> room) {
-  x = Tile<32>::sum(x);
+  x = Lanes<32>::sum(x);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   if (lane == 0) room[warp] = x;
   sync_block();
