@@ -16,36 +16,49 @@ size_t half(size_t n) { return std::bit_floor(n - 1); }
 
 constexpr int64_t kBlock = 1024;  // elements; a level of the tree keeps one block
 
-template <typename A>
-A combine(Reduce op, A a, A b) {
-  switch (op) {
-    case Reduce::max:
-      return b > a || b != b ? b : a;
-    case Reduce::min:
-      return b < a || b != b ? b : a;
-    case Reduce::sum:
-      break;
+// NaN is passed on: it is larger, and smaller, than all else.
+struct Sum {
+  template <typename A>
+  A operator()(A a, A b) const {
+    return a + b;
   }
-  return a + b;
-}
+};
+struct Max {
+  template <typename A>
+  A operator()(A a, A b) const {
+    return b > a || b != b ? b : a;
+  }
+};
+struct Min {
+  template <typename A>
+  A operator()(A a, A b) const {
+    return b < a || b != b ? b : a;
+  }
+};
 
-// total[0, n) = op over the pieces' elements [at, at + n)
-template <typename T, typename A>
-void tree(A* total, std::span<const Tensor> pieces, Reduce op, int64_t at, int64_t n) {
-  if (pieces.size() == 1) {
-    const T* x = pieces[0].data<T>() + at;
-    for (int64_t i = 0; i < n; ++i) total[i] = static_cast<A>(x[i]);
+// total[0, n) = op over the pieces' elements [at, at + n), of which there are two at least
+template <typename T, typename A, typename Op>
+void tree(A* total, std::span<const Tensor> pieces, Op op, int64_t at, int64_t n) {
+  const size_t first = half(pieces.size());
+  const T* right = pieces[first].data<T>() + at;
+  if (pieces.size() == 2) {
+    const T* left = pieces[0].data<T>() + at;
+    for (int64_t i = 0; i < n; ++i)
+      total[i] = op(static_cast<A>(left[i]), static_cast<A>(right[i]));
     return;
   }
-  const size_t first = half(pieces.size());
   tree<T, A>(total, pieces.first(first), op, at, n);
+  if (pieces.size() == first + 1) {
+    for (int64_t i = 0; i < n; ++i) total[i] = op(total[i], static_cast<A>(right[i]));
+    return;
+  }
   std::array<A, kBlock> rest;
   tree<T, A>(rest.data(), pieces.subspan(first), op, at, n);
-  for (int64_t i = 0; i < n; ++i) total[i] = combine(op, total[i], rest[static_cast<size_t>(i)]);
+  for (int64_t i = 0; i < n; ++i) total[i] = op(total[i], rest[static_cast<size_t>(i)]);
 }
 
-template <typename T, typename A>
-void reduce(const Tensor& out, std::span<const Tensor> pieces, Reduce op) {
+template <typename T, typename A, typename Op>
+void reduce(const Tensor& out, std::span<const Tensor> pieces, Op op) {
   const int64_t n = out.numel();
   T* y = out.data<T>();
   parallel_for(0, (n + kBlock - 1) / kBlock, 16, [&](int64_t begin, int64_t end) {
@@ -57,6 +70,18 @@ void reduce(const Tensor& out, std::span<const Tensor> pieces, Reduce op) {
         y[at + i] = static_cast<T>(total[static_cast<size_t>(i)]);
     }
   });
+}
+
+template <typename T, typename A>
+void reduce(const Tensor& out, std::span<const Tensor> pieces, Reduce op) {
+  switch (op) {
+    case Reduce::sum:
+      return reduce<T, A>(out, pieces, Sum{});
+    case Reduce::max:
+      return reduce<T, A>(out, pieces, Max{});
+    case Reduce::min:
+      return reduce<T, A>(out, pieces, Min{});
+  }
 }
 
 // The sum of the pieces, in f32, on their device; a new tensor unless there is one f32 piece.
@@ -78,6 +103,7 @@ void reduce_on_device(const Tensor& out, std::span<const Tensor> pieces, Reduce 
 }  // namespace
 
 void reduce_pieces(const Tensor& out, std::span<const Tensor> pieces, Reduce op) {
+  if (pieces.size() == 1) return out.copy_(pieces[0]);
   if (!out.device().is_cpu()) return reduce_on_device(out, pieces, op);
   switch (out.dtype()) {
     case Dtype::f32:

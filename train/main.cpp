@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "distributed/mpi.h"
 #include "train/cli/cli.h"
 
 namespace fovea::train::cli {
@@ -76,7 +77,8 @@ void complain(std::string line) {
 }  // namespace
 }  // namespace fovea::train::cli
 
-int main(int argc, char** argv) {
+// Returns the exit code.
+static int run(int argc, char** argv) {
   using namespace fovea::train;
   CLI::App program("Fovea: train small GPTs and ViTs with any attention, from experiment files.",
                    "fovea");
@@ -117,4 +119,10 @@ int main(int argc, char** argv) {
     cli::complain(error.what());
     return 1;
   }
+}
+
+int main(int argc, char** argv) {
+  const int status = run(argc, argv);
+  fovea::distributed::end_mpi(status);
+  return status;
 }

@@ -79,6 +79,7 @@ void add_bench(CLI::App& program, int&) {
   for (CLI::Option* size :
        whole->get_options([](const CLI::Option* o) { return o->get_name() != "--help"; }))
     size->check(whole_number(1, 1 << 24));
+  add_bench_comm(*bench);
   for (CLI::App* verb : {gemm, memory, attention, whole}) {
     verb->add_option("--device", device, "where it runs")->capture_default_str();
     verb->add_option("--json", json, "also write the rows to this file");

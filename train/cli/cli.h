@@ -19,6 +19,7 @@ void add_report(CLI::App& program, int& status);
 void add_data(CLI::App& program, int& status);
 void add_op(CLI::App& program, int& status);
 void add_bench(CLI::App& program, int& status);
+void add_bench_comm(CLI::App& bench);  // bench comm
 void add_doctor(CLI::App& program, int& status);
 
 // A value of an option from `least` to `most`, both allowed; anything else is told in one line.

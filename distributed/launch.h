@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// How a program becomes ranks.
+
+#include <functional>
+
+#include "distributed/communicator.h"
+
+namespace fovea::distributed {
+
+// Runs f on every rank of the job: this process is one where mpirun or srun started it (`ranks`
+// must then be 0 or their number), else `ranks` threads are (0: one). Throws what a rank threw;
+// main() says it and ends with end_mpi(status).
+void run_job(int ranks, const std::function<void(const Communicator&)>& f);
+
+}  // namespace fovea::distributed

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ranks as processes: ctest runs this program under mpirun. Started alone it has none of these
+// tests.
+#include "distributed/mpi.h"
+
+#include <csignal>
+#include <cstdlib>
+#include <thread>
+
+#include "core/testing/devices.h"
+#include "distributed/collective_cases.h"
+
+namespace fovea::distributed {
+namespace {
+
+const Communicator& world() {
+  static const Communicator comm = mpi_world();
+  return comm;
+}
+
+class EndOfJob : public testing::Environment {
+ public:
+  void TearDown() override { end_mpi(testing::UnitTest::GetInstance()->Failed() ? 1 : 0); }
+};
+[[maybe_unused]] const auto* const kEnd = testing::AddGlobalTestEnvironment(new EndOfJob);
+
+// One instance under mpirun, none without.
+std::vector<int> processes() { return started_by_mpi() ? std::vector<int>{0} : std::vector<int>{}; }
+
+class Mpi : public testing::TestWithParam<int> {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Mpi);
+
+TEST_P(Mpi, CollectivesGiveWhatPlainLoopsGive) { test_collectives(world()); }
+TEST_P(Mpi, CountBytesAsTheFormulasSay) { test_counts(world()); }
+TEST_P(Mpi, MessagesInFlightTogetherAreNotMixedUp) { test_messages_in_flight(world()); }
+TEST_P(Mpi, SplitGroupsKeepToThemselves) { test_split(world()); }
+TEST_P(Mpi, DisagreementIsRefusedNamingBoth) { test_agreement(world()); }
+
+TEST_P(Mpi, TensorsOfADevice) {
+  for (const Device device : devices_to_test()) {
+    test_reductions<float>(world(), 37, device);
+    test_moves<bf16>(world(), 5, device);
+  }
+}
+
+// Long enough that the library needs both sides' help to move it.
+TEST_P(Mpi, LongMessagesMoveWhileNobodyWaits) {
+  const int P = world().size(), rank = world().rank();
+  const Tensor in = Tensor::full({1 << 20}, rank + 1.0), out = Tensor::zeros({1 << 20});
+  Work work = world().send_recv(out, (rank + 1) % P, in, (rank + P - 1) % P, 3, Mode::async);
+  for (int i = 0; i < 2000 && !work.test(); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_TRUE(work.test());
+  work.wait();
+  EXPECT_EQ(out.to_vector<float>().back(), static_cast<float>((rank + 1) % P + 1));
+}
+
+INSTANTIATE_TEST_SUITE_P(Processes, Mpi, testing::ValuesIn(processes()));
+
+// The last rank fails in the way that FOVEA_TEST_FAILURE says; the others wait for it.
+class MpiFailure : public testing::TestWithParam<std::string> {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(MpiFailure);
+
+TEST_P(MpiFailure, EndsTheJob) {
+  const Communicator& comm = world();
+  comm.set_time_limit(1.0);
+  comm.barrier();
+  try {
+    if (comm.rank() == comm.size() - 1) {
+      FOVEA_CHECK(GetParam() != "throw", "rank ", comm.rank(), ": no such file");
+      if (GetParam() == "kill") std::raise(SIGKILL);
+      while (true) std::this_thread::sleep_for(std::chrono::seconds(1));
+    }
+    const Tensor x = Tensor::zeros({1024});
+    comm.all_reduce(x).wait();
+  } catch (const Error& error) {
+    let_lower_ranks_speak();
+    std::fprintf(stderr, "fovea: %s\n", error.what());
+    end_mpi(1);
+  }
+}
+
+std::vector<std::string> failures() {
+  const char* way = std::getenv("FOVEA_TEST_FAILURE");
+  return started_by_mpi() && way != nullptr ? std::vector<std::string>{way}
+                                            : std::vector<std::string>{};
+}
+INSTANTIATE_TEST_SUITE_P(Of, MpiFailure, testing::ValuesIn(failures()));
+
+}  // namespace
+}  // namespace fovea::distributed
