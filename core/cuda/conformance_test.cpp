@@ -206,6 +206,20 @@ TEST_P(ThreadConformance, Atomics) {
   }
 }
 
+TEST_P(ThreadConformance, AddsOfVectors) {
+  for (const size_t width : {2u, 4u}) {
+    const std::vector<int> numbers = draw(96 * width, 1000, 12);
+    const Values<float> in(std::vector<float>(numbers.begin(), numbers.end()));
+    std::vector<float> expected(width, 1.0f);
+    for (size_t i = 0; i < numbers.size(); ++i)
+      expected[i % width] += static_cast<float>(5 * numbers[i]);
+    Values<float> out(width, 1.0f);
+    FOVEA_GPU_CALL(device(), conform_add_vectors, out, in, 5, 96, static_cast<int>(width),
+                   stream());
+    EXPECT_EQ(out.get(), expected);
+  }
+}
+
 TEST_P(ThreadConformance, AcquireAndReleaseOrderBlocks) {
   Values<int> out(2);
   FOVEA_GPU_CALL(device(), conform_turns, out, 12, stream());

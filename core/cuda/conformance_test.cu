@@ -142,6 +142,11 @@ __global__ void atomics_kernel(Global<int> out, Global<const int> in) {
   atomic_add(out + 7, replaced);
 }
 
+template <int N>
+__global__ void add_vectors_kernel(Global<float> out, Global<const float> in) {
+  atomic_add(out, load<N>(in + threadIdx.x * N));
+}
+
 __global__ void turns_kernel(Global<int> out) {
   if (threadIdx.x == 0) {
     const int mine = static_cast<int>(blockIdx.x);
@@ -320,6 +325,13 @@ template void conform_reduce(int32_t*, const int32_t*, fovea::Reduction, unsigne
 template void conform_reduce(uint32_t*, const uint32_t*, fovea::Reduction, unsigned, Stream);
 void conform_atomics(int* out, const int* in, int blocks, int threads, Stream stream) {
   launch<atomics_kernel>(blocks, threads, 0, stream, out, in);
+}
+void conform_add_vectors(float* out, const float* in, int blocks, int threads, int width,
+                         Stream stream) {
+  if (width == 2)
+    launch<add_vectors_kernel<2>>(blocks, threads, 0, stream, out, in);
+  else
+    launch<add_vectors_kernel<4>>(blocks, threads, 0, stream, out, in);
 }
 void conform_turns(int* out, int blocks, Stream stream) {
   launch<turns_kernel>(blocks, 32, 0, stream, out);

@@ -43,6 +43,9 @@ FOVEA_GPU_DECLARE(
     // exchange, the sum of what that returned; then indices, each at what an add to the counter
     // returned.
     void conform_atomics(int* out, const int* in, int blocks, int threads, Stream stream);
+    // out [width] += row by row of in [threads, width], by each block; width is 2 or 4.
+    void conform_add_vectors(float* out, const float* in, int blocks, int threads, int width,
+                             Stream stream);
     // out[0] = 3 out[0] + block, by the blocks in turn; out[1] counts them.
     void conform_turns(int* out, int blocks, Stream stream);
     void conform_unary(float* out, const float* in, fovea::Unary how, int n, Stream stream);
