@@ -93,14 +93,18 @@ class DeviceCall {
     return copied(x, Tensor(), Tensor(), 0);
   }
 
-  // Gradients that wait for their turn back are f32.
+  // Gradients that wait for their turn back are f32, and so is a dq that is summed in memory.
   bool turns() const { return rotary_.cosine.defined(); }
   Tensor before_turn(const Tensor& gradient) const {
     return turns() ? Tensor::empty(gradient.shape(), Dtype::f32, device_) : gradient;
   }
+  Tensor dq_before_turn(const Tensor& dq) const {
+    return dq.dtype() == Dtype::bf16 ? Tensor::zeros(dq.shape(), Dtype::f32, device_)
+                                     : before_turn(dq);
+  }
+  // `to` from what before_turn gave for it.
   void turn_back(const Tensor& to, const Tensor& from, int64_t position) const {
-    if (!turns()) return;
-    turn(to, from, rotary_.cosine, rotary_.sine, position, -1.0f);
+    if (from.raw() != to.raw()) turn(to, from, rotary_.cosine, rotary_.sine, position, -1.0f);
   }
 
   // A few rows are read with all heads of their group, and keys are split where blocks are few.
@@ -227,7 +231,7 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   const Tensor dout = device_call.aligned(dout_given),
                delta = Tensor::empty({p.B, p.H, p.N}, Dtype::f32, device),
                suspect = Tensor::zeros({p.B, p.Hkv, p.M}, Dtype::u8, device),
-               dq = device_call.before_turn(grads.dq), dk = device_call.before_turn(grads.dk);
+               dq = device_call.dq_before_turn(grads.dq), dk = device_call.before_turn(grads.dk);
   const bool share_batch = in.bias.defined() && in.bias.dim(0) == 1 && p.B > 1,
              share_heads = in.bias.defined() && in.bias.dim(1) == 1 && p.H > 1;
   Tensor ds = grads.dbias;
@@ -241,6 +245,12 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   call.dk = rows_of(dk);
   call.dv = rows_of(grads.dv);
   call.dbias = ds.defined() ? ds.data<float>() : nullptr;
+  Tensor turns;
+  if (options.deterministic && in.q.dtype() == Dtype::bf16) {
+    const int64_t tiles = (p.N + kFewestQueries - 1) / kFewestQueries;
+    turns = Tensor::zeros({p.B, p.H, tiles}, Dtype::i32, device);
+    call.turns = turns.data<int32_t>();
+  }
   FOVEA_GPU_CALL(device, score_delta, call, stream_of(device));
   rule.device_backward(device, call);
   device_call.turn_back(grads.dq, dq, p.M - p.N);

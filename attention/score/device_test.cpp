@@ -6,6 +6,9 @@
 #include "attention/score/score_test_util.h"
 #include "core/parallel.h"
 #include "core/testing/devices.h"
+#if defined(FOVEA_INTERPRETED)
+#include "core/interpreter/machine.h"
+#endif
 
 namespace fovea::attention {
 namespace {
@@ -127,6 +130,70 @@ TEST_P(ScoreOn, TwoRunsGiveTheSameBits) {
   };
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) EXPECT_EQ(run(1, dtype), run(3, dtype));
 }
+
+// Several tiles of keys add to one dq, in every mask's way.
+class BackwardOn : public ScoreOn {
+ protected:
+  struct Masked {
+    const char* name;
+    Sizes sizes;
+    Mask mask;
+  };
+  static std::vector<Masked> masked() {
+    std::vector<int32_t> ids(260);
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = i < 190 ? static_cast<int32_t>(i / 60) : -1;
+    const Tensor documents = Tensor::from(ids, {1, 260});
+    const Tensor blocks = Tensor::from(std::vector<uint8_t>{1, 1, 0, 1, 0, 0, 1, 1, 1}, {1, 3, 3});
+    return {
+        {"full", {1, 2, 1, 70, 290, 16, 16}, Mask()},
+        {"causal", {1, 2, 1, 260, 260, 16, 16}, Mask().causal()},
+        {"wide heads", {1, 1, 1, 40, 200, 136, 144}, Mask().causal()},
+        {"window", {1, 1, 1, 260, 260, 16, 16}, Mask().causal().window(50, -1)},
+        {"documents", {1, 2, 2, 260, 260, 16, 16}, Mask().causal().documents(documents, documents)},
+        {"blocks", {1, 2, 2, 260, 260, 16, 16}, Mask().block_sparse(blocks, 100, 100)}};
+  }
+  static std::vector<std::vector<float>> gradients(const Masked& m, const ScoreOptions& options) {
+    const ScoreInputs in = on(device(), inputs(m.sizes, Dtype::bf16));
+    const Mask mask = m.mask.to(device());
+    const ScoreResult result = softmax_forward(in, mask, options);
+    const ScoreGrads grads = softmax_backward(result.out, result, in, mask, options);
+    return {grads.dq.to_vector<float>(), grads.dk.to_vector<float>(), grads.dv.to_vector<float>()};
+  }
+};
+
+TEST_P(BackwardOn, FollowsF64InTurnsAndAsItComes) {
+  for (const Masked& m : masked()) {
+    for (const bool deterministic : {true, false}) {
+      ScoreOptions options;
+      options.deterministic = deterministic;
+      EXPECT_LT(errors(m.sizes, Dtype::bf16, m.mask, options).largest(), bound(Dtype::bf16))
+          << m.name << ' ' << deterministic;
+    }
+  }
+}
+
+TEST_P(BackwardOn, InTurnsGivesTheSameBitsInAnyOrderOfThreads) {
+  ScoreOptions as_it_comes;
+  as_it_comes.deterministic = false;
+  for (const Masked& m : masked()) {
+    const auto expected = gradients(m, {});
+    const auto any = gradients(m, as_it_comes);
+    EXPECT_EQ(any[1], expected[1]) << m.name;
+    EXPECT_EQ(any[2], expected[2]) << m.name;
+#if defined(FOVEA_INTERPRETED)
+    const int threads = num_threads();
+    for (const uint64_t seed : {1, 2, 3}) {
+      const auto before = interpreted::set_seed(seed);
+      set_num_threads(seed == 1 ? 1 : 4);
+      EXPECT_EQ(gradients(m, {}), expected) << m.name << ", lanes in order " << seed;
+      set_num_threads(threads);
+      interpreted::set_seed(before);
+    }
+#endif
+  }
+}
+
+FOVEA_ON_DEVICES(BackwardOn);
 
 TEST_P(ScoreOn, WhatADeviceLacksIsNamed) {
   if (device().is_cpu()) return;

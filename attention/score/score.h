@@ -4,7 +4,7 @@
 // softmax is the first) in tiles, never N x M in memory, forward and backward (tiled as in
 // 2205.14135, 2307.08691). Tiles that a mask excludes are never computed; a key that a mask hides
 // changes nothing, not even when it is NaN. The bits of a result depend on shapes and values alone,
-// never on the number of threads.
+// never on the number of threads (but see ScoreOptions::deterministic).
 
 #include "attention/mask.h"
 #include "attention/score/rule.h"
@@ -34,6 +34,9 @@ struct ScoreOptions {
   double dropout = 0.0;  // of probabilities, drawn at (b, h, i, j)
   RngKey rng;
   int64_t first_sample = 0;  // index of b = 0 in the global batch
+  // Backward in bf16 on a GPU device: blocks add to dq in a fixed order, at the price of waits.
+  // false: as they come, and the last bits of dq differ from run to run.
+  bool deterministic = true;
 };
 
 struct ScoreResult {

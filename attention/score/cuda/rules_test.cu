@@ -24,8 +24,7 @@ void backward(const attention::ScoreCall& call, Stream stream) {
     fma_backward_of<Rule, 64, true>(call, stream);
     fma_backward_of<Rule, 64, false>(call, stream);
   } else {
-    mma_backward_of<Rule, 32, true>(call, stream);
-    mma_backward_of<Rule, 32, false>(call, stream);
+    mma_backward_of<Rule, 32>(call, stream);
   }
 }
 
