@@ -7,6 +7,7 @@
 
 #include "attention/score/cuda/kernels.h"
 #include "attention/score/engine.h"
+#include "core/warning.h"
 
 namespace fovea::attention {
 namespace {
@@ -52,8 +53,9 @@ class DeviceCall {
         rotary_(rotary_on(device_, options.rope, options.rope_base, p.M, p.D)) {
     FOVEA_CHECK(rule.device_forward != nullptr, "score: this rule has no kernels for device ",
                 device_);
-    FOVEA_CHECK(std::max(p.D, p.Dv) <= kLargestHeadDim, "score: head dims are ", p.D, " and ", p.Dv,
-                "; device ", device_, " takes at most ", kLargestHeadDim);
+    if (std::max(p.D, p.Dv) > kWidestTile)
+      warn_once(concat("score: head dims are ", p.D, " and ", p.Dv, "; past ", kWidestTile,
+                       " device ", device_, " has only a slow kernel"));
     check_small("batch x heads", p.B * p.H);
     check_small("N x head dim", p.N * std::max(p.D, p.Dv));
     check_small("M x head dim", p.M * std::max(p.D, p.Dv));
@@ -109,6 +111,7 @@ class DeviceCall {
 
   // A few rows are read with all heads of their group, and keys are split where blocks are few.
   void split() {
+    if (std::max(p_.D, p_.Dv) > kWidestTile) return;
     c_.packed = p_.group() > 1 && p_.group() * p_.N <= 64;
     const int64_t rows = c_.packed ? p_.group() * p_.N : p_.N,
                   blocks = p_.B * (c_.packed ? p_.Hkv : p_.H) * ((rows + 63) / 64);

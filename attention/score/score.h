@@ -55,7 +55,7 @@ struct ScoreGrads {
 
 // A row that sees nothing gives 0. Throws naming shapes that do not fit. bf16 inputs are multiplied
 // in bf16 and summed in f32. On a GPU device all tensors are there (ALiBi's slopes may come from
-// the cpu), f32 or bf16, and head dims are at most 256.
+// the cpu), f32 or bf16; head dims past 256 go by a slow kernel, which is said once.
 ScoreResult score_forward(const ScoreRule& rule, const ScoreInputs& in, const Mask& mask,
                           const ScoreOptions& options);
 

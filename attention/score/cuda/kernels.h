@@ -12,7 +12,7 @@
 
 namespace fovea::attention {
 
-inline constexpr int kLargestHeadDim = 256;
+inline constexpr int kWidestTile = 256;    // wider heads go by a slower kernel
 inline constexpr int kFewestQueries = 32;  // of a tile of backward in bf16
 
 // Rows of [B, H, N, D]: strides in elements.

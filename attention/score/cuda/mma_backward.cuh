@@ -414,9 +414,10 @@ void mma_backward_small(const attention::ScoreCall& call, Stream stream) {
     mma_backward_of<Rule, 96>(call, stream);
   mma_backward_end<Rule>(call, stream);
 }
-// From there to 256.
+// From there on.
 template <class Rule>
 void mma_backward_large(const attention::ScoreCall& call, Stream stream) {
+  if (is_wide(call)) return wide_backward<Rule, bf16>(call, stream);
   if (call.D <= 128 && call.Dv <= 128)
     mma_backward_of<Rule, 128>(call, stream);
   else
