@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "core/warning.h"
 #include "distributed/mpi.h"
 #include "train/cli/cli.h"
 
@@ -92,6 +93,7 @@ static int run(int argc, char** argv) {
     return fovea::concat("fovea: ", error.what(), "; see ", verb, " --help\n");
   });
   std::signal(SIGXFSZ, SIG_IGN);  // a full quota is then an error of write(2), told like any other
+  fovea::set_warning_handler(cli::complain);
   int status = 0;
   cli::add_train(program, status);
   cli::add_use(program, status);

@@ -7,6 +7,7 @@
 
 #include "attention/score/cuda/kernels.h"
 #include "attention/score/engine.h"
+#include "core/warning.h"
 
 namespace fovea::attention {
 namespace {
@@ -52,8 +53,9 @@ class DeviceCall {
         rotary_(rotary_on(device_, options.rope, options.rope_base, p.M, p.D)) {
     FOVEA_CHECK(rule.device_forward != nullptr, "score: this rule has no kernels for device ",
                 device_);
-    FOVEA_CHECK(std::max(p.D, p.Dv) <= kLargestHeadDim, "score: head dims are ", p.D, " and ", p.Dv,
-                "; device ", device_, " takes at most ", kLargestHeadDim);
+    if (std::max(p.D, p.Dv) > kWidestTile)
+      warn_once(concat("score: head dims are ", p.D, " and ", p.Dv, "; past ", kWidestTile,
+                       " device ", device_, " has only a slow kernel"));
     check_small("batch x heads", p.B * p.H);
     check_small("N x head dim", p.N * std::max(p.D, p.Dv));
     check_small("M x head dim", p.M * std::max(p.D, p.Dv));
@@ -93,18 +95,23 @@ class DeviceCall {
     return copied(x, Tensor(), Tensor(), 0);
   }
 
-  // Gradients that wait for their turn back are f32.
+  // Gradients that wait for their turn back are f32, and so is a dq that is summed in memory.
   bool turns() const { return rotary_.cosine.defined(); }
   Tensor before_turn(const Tensor& gradient) const {
     return turns() ? Tensor::empty(gradient.shape(), Dtype::f32, device_) : gradient;
   }
+  Tensor dq_before_turn(const Tensor& dq) const {
+    return dq.dtype() == Dtype::bf16 ? Tensor::zeros(dq.shape(), Dtype::f32, device_)
+                                     : before_turn(dq);
+  }
+  // `to` from what before_turn gave for it.
   void turn_back(const Tensor& to, const Tensor& from, int64_t position) const {
-    if (!turns()) return;
-    turn(to, from, rotary_.cosine, rotary_.sine, position, -1.0f);
+    if (from.raw() != to.raw()) turn(to, from, rotary_.cosine, rotary_.sine, position, -1.0f);
   }
 
   // A few rows are read with all heads of their group, and keys are split where blocks are few.
   void split() {
+    if (std::max(p_.D, p_.Dv) > kWidestTile) return;
     c_.packed = p_.group() > 1 && p_.group() * p_.N <= 64;
     const int64_t rows = c_.packed ? p_.group() * p_.N : p_.N,
                   blocks = p_.B * (c_.packed ? p_.Hkv : p_.H) * ((rows + 63) / 64);
@@ -227,7 +234,7 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   const Tensor dout = device_call.aligned(dout_given),
                delta = Tensor::empty({p.B, p.H, p.N}, Dtype::f32, device),
                suspect = Tensor::zeros({p.B, p.Hkv, p.M}, Dtype::u8, device),
-               dq = device_call.before_turn(grads.dq), dk = device_call.before_turn(grads.dk);
+               dq = device_call.dq_before_turn(grads.dq), dk = device_call.before_turn(grads.dk);
   const bool share_batch = in.bias.defined() && in.bias.dim(0) == 1 && p.B > 1,
              share_heads = in.bias.defined() && in.bias.dim(1) == 1 && p.H > 1;
   Tensor ds = grads.dbias;
@@ -241,6 +248,12 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   call.dk = rows_of(dk);
   call.dv = rows_of(grads.dv);
   call.dbias = ds.defined() ? ds.data<float>() : nullptr;
+  Tensor turns;
+  if (options.deterministic && in.q.dtype() == Dtype::bf16) {
+    const int64_t tiles = (p.N + kFewestQueries - 1) / kFewestQueries;
+    turns = Tensor::zeros({p.B, p.H, tiles}, Dtype::i32, device);
+    call.turns = turns.data<int32_t>();
+  }
   FOVEA_GPU_CALL(device, score_delta, call, stream_of(device));
   rule.device_backward(device, call);
   device_call.turn_back(grads.dq, dq, p.M - p.N);

@@ -6,6 +6,10 @@
 #include "attention/score/score_test_util.h"
 #include "core/parallel.h"
 #include "core/testing/devices.h"
+#include "core/warning.h"
+#if defined(FOVEA_INTERPRETED)
+#include "core/interpreter/machine.h"
+#endif
 
 namespace fovea::attention {
 namespace {
@@ -44,6 +48,58 @@ TEST_P(ScoreOn, EveryHeadDim) {
       EXPECT_LT(errors({1, 2, 1, 17, 33, D, Dv}, dtype, Mask().causal(), {}).largest(),
                 bound(dtype))
           << D << ' ' << Dv << ' ' << dtype;
+    }
+  }
+}
+
+// Past the widest tile.
+TEST_P(ScoreOn, WideHeads) {
+  std::vector<std::string> lines;
+  const WarningHandler before =
+      set_warning_handler([&](const std::string& line) { lines.push_back(line); });
+  for (const auto& [D, Dv] :
+       {std::pair<int64_t, int64_t>{264, 264}, {320, 16}, {8, 520}, {520, 261}}) {
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      EXPECT_LT(errors({1, 2, 1, 5, 35, D, Dv}, dtype, Mask().causal(), {}).largest(), bound(dtype))
+          << D << ' ' << Dv << ' ' << dtype;
+    }
+  }
+  set_warning_handler(before);
+  ASSERT_EQ(lines.size(), device().is_cpu() ? 0u : 4u);  // of eight calls with four pairs of dims
+  if (!device().is_cpu()) {
+    EXPECT_EQ(lines[0], concat("score: head dims are 264 and 264; past 256 device ", device(),
+                               " has only a slow kernel"));
+  }
+}
+
+TEST_P(ScoreOn, WideHeadsHaveEveryFeature) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    for (const bool cross : {false, true}) {
+      ScoreInputs low = inputs({2, 4, 2, 6, cross ? 40 : 6, 264, 8}, dtype);
+      low.sink = Tensor::from(std::vector<float>{0.5f, -1.0f, 1.0f, 0.0f}, {4});
+      low.bias = random_tensor({1, 4, 6, low.k.dim(2)}, "bias", Dtype::f32);
+      low.alibi_slopes = alibi_slopes(4);
+      ScoreOptions options;
+      options.softcap = 3.0;
+      options.rope = Rope::half;
+      options.dropout = 0.2;
+      options.rng = RngKey(1, "dropout", "x");
+      const Mask mask = Mask().causal().window(30, -1);
+      ScoreInputs wide = low;
+      for (Tensor* t : {&wide.q, &wide.k, &wide.v, &wide.sink, &wide.bias}) *t = t->to(Dtype::f64);
+      const ScoreInputs moved = on(device(), low);
+      const Tensor dout = random_tensor({2, 4, 6, 8}, "dout", dtype);
+      const ScoreResult wanted = softmax_forward(wide, mask, options),
+                        found = softmax_forward(moved, mask, options);
+      const ScoreGrads want = softmax_backward(dout, wanted, wide, mask, options),
+                       got = softmax_backward(dout.to(device()), found, moved, mask, options);
+      EXPECT_LT(relative_error(found.out, wanted.out), bound(dtype)) << dtype;
+      EXPECT_LT(relative_error(found.lse, wanted.lse), bound(dtype)) << dtype;
+      EXPECT_LT(relative_error(got.dq, want.dq), bound(dtype)) << dtype;
+      EXPECT_LT(relative_error(got.dk, want.dk), bound(dtype)) << dtype;
+      EXPECT_LT(relative_error(got.dv, want.dv), bound(dtype)) << dtype;
+      EXPECT_LT(relative_error(got.dsink, want.dsink), bound(dtype)) << dtype;
+      EXPECT_LT(relative_error(got.dbias, want.dbias), bound(dtype)) << dtype;
     }
   }
 }
@@ -128,6 +184,70 @@ TEST_P(ScoreOn, TwoRunsGiveTheSameBits) {
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) EXPECT_EQ(run(1, dtype), run(3, dtype));
 }
 
+// Several tiles of keys add to one dq, in every mask's way.
+class BackwardOn : public ScoreOn {
+ protected:
+  struct Masked {
+    const char* name;
+    Sizes sizes;
+    Mask mask;
+  };
+  static std::vector<Masked> masked() {
+    std::vector<int32_t> ids(260);
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = i < 190 ? static_cast<int32_t>(i / 60) : -1;
+    const Tensor documents = Tensor::from(ids, {1, 260});
+    const Tensor blocks = Tensor::from(std::vector<uint8_t>{1, 1, 0, 1, 0, 0, 1, 1, 1}, {1, 3, 3});
+    return {
+        {"full", {1, 2, 1, 70, 290, 16, 16}, Mask()},
+        {"causal", {1, 2, 1, 260, 260, 16, 16}, Mask().causal()},
+        {"wide heads", {1, 1, 1, 40, 200, 136, 144}, Mask().causal()},
+        {"window", {1, 1, 1, 260, 260, 16, 16}, Mask().causal().window(50, -1)},
+        {"documents", {1, 2, 2, 260, 260, 16, 16}, Mask().causal().documents(documents, documents)},
+        {"blocks", {1, 2, 2, 260, 260, 16, 16}, Mask().block_sparse(blocks, 100, 100)}};
+  }
+  static std::vector<std::vector<float>> gradients(const Masked& m, const ScoreOptions& options) {
+    const ScoreInputs in = on(device(), inputs(m.sizes, Dtype::bf16));
+    const Mask mask = m.mask.to(device());
+    const ScoreResult result = softmax_forward(in, mask, options);
+    const ScoreGrads grads = softmax_backward(result.out, result, in, mask, options);
+    return {grads.dq.to_vector<float>(), grads.dk.to_vector<float>(), grads.dv.to_vector<float>()};
+  }
+};
+
+TEST_P(BackwardOn, FollowsF64InTurnsAndAsItComes) {
+  for (const Masked& m : masked()) {
+    for (const bool deterministic : {true, false}) {
+      ScoreOptions options;
+      options.deterministic = deterministic;
+      EXPECT_LT(errors(m.sizes, Dtype::bf16, m.mask, options).largest(), bound(Dtype::bf16))
+          << m.name << ' ' << deterministic;
+    }
+  }
+}
+
+TEST_P(BackwardOn, InTurnsGivesTheSameBitsInAnyOrderOfThreads) {
+  ScoreOptions as_it_comes;
+  as_it_comes.deterministic = false;
+  for (const Masked& m : masked()) {
+    const auto expected = gradients(m, {});
+    const auto any = gradients(m, as_it_comes);
+    EXPECT_EQ(any[1], expected[1]) << m.name;
+    EXPECT_EQ(any[2], expected[2]) << m.name;
+#if defined(FOVEA_INTERPRETED)
+    const int threads = num_threads();
+    for (const uint64_t seed : {1, 2, 3}) {
+      const auto before = interpreted::set_seed(seed);
+      set_num_threads(seed == 1 ? 1 : 4);
+      EXPECT_EQ(gradients(m, {}), expected) << m.name << ", lanes in order " << seed;
+      set_num_threads(threads);
+      interpreted::set_seed(before);
+    }
+#endif
+  }
+}
+
+FOVEA_ON_DEVICES(BackwardOn);
+
 TEST_P(ScoreOn, WhatADeviceLacksIsNamed) {
   if (device().is_cpu()) return;
   const auto message = [](const ScoreRule& rule, const ScoreInputs& in) -> std::string {
@@ -139,10 +259,7 @@ TEST_P(ScoreOn, WhatADeviceLacksIsNamed) {
     return "";
   };
   const std::string where(name(device().kind));
-  ScoreInputs in = on(device(), inputs({1, 1, 1, 5, 5, 260, 4}, Dtype::f32));
-  EXPECT_EQ(message(softmax_rule(), in),
-            "score: head dims are 260 and 4; device " + where + " takes at most 256");
-  in = on(device(), inputs({1, 1, 1, 5, 5, 4, 4}, Dtype::f32));
+  ScoreInputs in = on(device(), inputs({1, 1, 1, 5, 5, 4, 4}, Dtype::f32));
   EXPECT_EQ(message(kSigmoidRule, in), "score: this rule has no kernels for device " + where);
   in.v = in.v.to(kCpu);
   EXPECT_EQ(message(softmax_rule(), in), "score: q is on " + where + " but another operand on cpu");

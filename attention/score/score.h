@@ -4,7 +4,7 @@
 // softmax is the first) in tiles, never N x M in memory, forward and backward (tiled as in
 // 2205.14135, 2307.08691). Tiles that a mask excludes are never computed; a key that a mask hides
 // changes nothing, not even when it is NaN. The bits of a result depend on shapes and values alone,
-// never on the number of threads.
+// never on the number of threads (but see ScoreOptions::deterministic).
 
 #include "attention/mask.h"
 #include "attention/score/rule.h"
@@ -34,6 +34,9 @@ struct ScoreOptions {
   double dropout = 0.0;  // of probabilities, drawn at (b, h, i, j)
   RngKey rng;
   int64_t first_sample = 0;  // index of b = 0 in the global batch
+  // Backward in bf16 on a GPU device: blocks add to dq in a fixed order, at the price of waits.
+  // false: as they come, and the last bits of dq differ from run to run.
+  bool deterministic = true;
 };
 
 struct ScoreResult {
@@ -52,7 +55,7 @@ struct ScoreGrads {
 
 // A row that sees nothing gives 0. Throws naming shapes that do not fit. bf16 inputs are multiplied
 // in bf16 and summed in f32. On a GPU device all tensors are there (ALiBi's slopes may come from
-// the cpu), f32 or bf16, and head dims are at most 256.
+// the cpu), f32 or bf16; head dims past 256 go by a slow kernel, which is said once.
 ScoreResult score_forward(const ScoreRule& rule, const ScoreInputs& in, const Mask& mask,
                           const ScoreOptions& options);
 

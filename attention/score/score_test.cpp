@@ -106,6 +106,28 @@ TEST_P(Score, LowerPrecisionGradientsFollowF64) {
   }
 }
 
+// Two ways to the same dq (ScoreOptions::deterministic).
+TEST_P(Score, GradientsSummedAsTheyComeAreThoseSummedInTurns) {
+  for (const Case& c : cases()) {
+    ScoreInputs in = inputs(c.sizes, Dtype::bf16);
+    Mask mask;
+    ScoreOptions options;
+    c.set(mask, in, options);
+    in = on(device(), in);
+    mask = mask.to(device());
+    const ScoreResult result = softmax_forward(in, mask, options);
+    const ScoreGrads turns = softmax_backward(result.out, result, in, mask, options);
+    options.deterministic = false;
+    const ScoreGrads any = softmax_backward(result.out, result, in, mask, options);
+    EXPECT_LT(relative_error(any.dq, turns.dq), 1e-3) << c.name;
+    EXPECT_EQ(any.dk.to_vector<float>(), turns.dk.to_vector<float>()) << c.name;
+    EXPECT_EQ(any.dv.to_vector<float>(), turns.dv.to_vector<float>()) << c.name;
+    if (in.bias.defined()) {
+      EXPECT_EQ(any.dbias.to_vector<float>(), turns.dbias.to_vector<float>()) << c.name;
+    }
+  }
+}
+
 TEST(ScoreEngine, TheNumberOfThreadsDoesNotChangeTheBits) {
   // One thread packs and takes heads whole, three take heads whole, seven share them by tiles.
   const auto run = [](int threads, Dtype dtype) {

@@ -262,9 +262,9 @@ inline std::vector<Case> cases() {
          o.scale = 0.7;
        }},
       {"few queries",
-       {2, 6, 2, 2, 2100, 8, 12},
+       {2, 6, 2, 2, 1100, 8, 12},
        [](Mask& m, ScoreInputs& in, ScoreOptions& o) {
-         m.causal().window(1500, -1);
+         m.causal().window(900, -1);
          o.rope = Rope::half;
          o.softcap = 2.0;
          in.alibi_slopes = alibi_slopes(6);

@@ -25,7 +25,8 @@ struct SoftmaxAttentionOptions : config::Options {
   std::string rope = "none";  // none | interleaved | half
   double rope_base = 10000.0;
   bool alibi = false;
-  double dropout = 0.0;  // of probabilities
+  double dropout = 0.0;       // of probabilities
+  bool deterministic = true;  // backward, see ScoreOptions
 
   void describe(config::Fields& f) override;
 };

@@ -106,6 +106,13 @@ __device__ inline void store_release(int* to, int value) {
 __device__ inline void fence_device() { __threadfence(); }
 __device__ inline void spin() {}
 
+// What is made of the value is made where it stands: nvcc does not make it before a loop, in
+// registers that are kept.
+__device__ inline int fresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- arithmetic ---------------------------------------------------------------------------------
 
 __device__ inline float exp2_fast(float x) {

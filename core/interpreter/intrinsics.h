@@ -225,6 +225,10 @@ inline void fence_device() { std::atomic_thread_fence(std::memory_order_seq_cst)
 // The body of a loop that waits for another thread.
 inline void spin(Where where = Where::current()) { pause(where); }
 
+// What is made of the value is made where it stands: nvcc does not make it before a loop, in
+// registers that are kept.
+inline int fresh(int x) { return x; }
+
 // ---- arithmetic ---------------------------------------------------------------------------------
 
 namespace detail {

@@ -92,6 +92,7 @@ struct Arguments : attention::ScoreSizes {
   Rows<T> out;
   Global<float> lse, partial, delta, dbias;
   Global<uint8_t> suspect, suspect_keys;
+  Global<int> turns;
   Outputs<T> dq, dk, dv;
   float factor;
 
@@ -135,6 +136,7 @@ Arguments<T> arguments(const attention::ScoreCall& c) {
   a.dbias = c.dbias;
   a.suspect = c.suspect;
   a.suspect_keys = c.suspect_keys;
+  a.turns = c.turns;
   a.dq = outputs(c.dq, c.D);
   a.dk = outputs(c.dk, c.D);
   a.dv = outputs(c.dv, c.Dv);

@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Rows that a NaN or an infinity reached, again, over the keys (queries) they see and no others:
-// in a tile a hidden key's weight 0 times its NaN is NaN. The tile kernels mark such rows; here a
-// warp looks at 32 marks and takes the marked rows one by one. Where all is finite this reads one
-// byte a row.
+// Rows without tiles, a warp a row, in f32.
+//
+// Exact rows: those that a NaN or an infinity reached, again, over the keys (queries) they see and
+// no others: in a tile a hidden key's weight 0 times its NaN is NaN. The tile kernels mark such
+// rows; here a warp looks at 32 marks and takes the marked rows one by one. Where all is finite
+// this reads one byte a row.
+//
+// Wide heads, past 256 columns, have every row made this way, 256 columns at a time, after a kernel
+// that finds the rows' statistics. Cost  2 N M (D (1 + slabs) + Dv) FLOP a head forward; limit: L1,
+// where each lane reads its own key: far from what tiles do.
+// Determinism  bitwise: no atomics, a row belongs to one warp.
 
 #include "attention/score/cuda/arguments.cuh"
 
@@ -13,78 +20,93 @@ enum class Exact { out, dq, keys };
 
 constexpr int kExactThreads = 128;
 
+constexpr int kSlab = 256;  // columns of a pass: kSlab / kWarp a lane
+
 struct ExactPair {
-  float p, ds;
+  float p, ds, dbias;
 };
+
+// The score of a query and a key.
+template <class Rule, typename T>
+__device__ inline float exact_score(const Arguments<T>& a, int b, int h, int i, int j, float* cap) {
+  const Global<const T> q = a.q.at(b, h) + i * a.q.row, k = a.k.at(b, h / a.group()) + j * a.k.row;
+  float product = 0.0f;
+  for (int d = 0; d < a.D; ++d)
+    product = fma(static_cast<float>(q[d]), static_cast<float>(k[d]), product);
+  return score_of<Rule>(a, b, h, i, j, product, cap);
+}
 
 // The weight and, for gradients, dS of a query and a key that it sees.
 template <class Rule, typename T>
 __device__ inline ExactPair exact_pair(const Rule& rule, const Arguments<T>& a, bool back, int b,
                                        int h, int i, int j) {
-  const int hk = h / a.group();
-  const Global<const T> q = a.q.at(b, h) + i * a.q.row, k = a.k.at(b, hk) + j * a.k.row;
-  float product = 0.0f;
-  for (int d = 0; d < a.D; ++d)
-    product = fma(static_cast<float>(q[d]), static_cast<float>(k[d]), product);
   float cap = 1.0f;
-  const float s = score_of<Rule>(a, b, h, i, j, product, &cap);
+  const float s = exact_score<Rule>(a, b, h, i, j, &cap);
   const float lse = a.lse[a.row(b, h, i)];
   const Statistic row = statistic_of<Rule>(lse);
-  if (row.empty || s == -INFINITY) return {0.0f, 0.0f};
+  if (row.empty || s == -INFINITY) return {0.0f, 0.0f, 0.0f};
   const float keep = a.drop_threshold > 0 ? keep_of(a, b, h, i, j) : 1.0f;
   const float w = weight_of(rule, s, row.reference), p = w * row.inverse;
-  if (!back) return {p * keep, 0.0f};
+  if (!back) return {p * keep, 0.0f, 0.0f};
+  const int hk = h / a.group();
   const Global<const T> v = a.v.at(b, hk) + j * a.v.row, dout = a.dout.at(b, h) + i * a.dout.row;
   float dp = 0.0f;
   for (int d = 0; d < a.Dv; ++d)
     dp = fma(static_cast<float>(dout[d]), static_cast<float>(v[d]), dp);
   float delta = 0.0f;
   if constexpr (Rule::kNormalised) delta = a.delta[a.row(b, h, i)];
-  return {p * keep, derivative_of(rule, s, w) * row.inverse * (dp * keep - delta) * cap};
+  const float ds = derivative_of(rule, s, w) * row.inverse * (dp * keep - delta);
+  return {p * keep, ds * cap, ds};
 }
 
-// sums[c] += f x[c 32 + lane]
+// sums[c] += f x[column0 + c 32 + lane]
 template <typename T>
-__device__ inline void exact_add(float (&sums)[8], float f, Global<const T> x, int d) {
+__device__ inline void exact_add(float (&sums)[kSlab / kWarp], float f, Global<const T> x,
+                                 int column0, int d) {
   FOVEA_UNROLL
-  for (int c = 0; c < 8; ++c) {
-    const int at = c * kWarp + static_cast<int>(threadIdx.x) % kWarp;
+  for (int c = 0; c < kSlab / kWarp; ++c) {
+    const int at = column0 + c * kWarp + static_cast<int>(threadIdx.x) % kWarp;
     if (at < d) sums[c] = fma(f, static_cast<float>(x[at]), sums[c]);
   }
 }
 
-// One row by one warp: first 32 partners' coefficients, a lane each, then their rows.
+// kSlab columns of one row by one warp: first 32 partners' coefficients, a lane each, then their
+// rows.
 template <class Rule, typename T>
 __device__ inline void exact_row(const Rule& rule, const Arguments<T>& a, Exact what, int b,
-                                 int head, int row) {
+                                 int head, int row, int column0) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const bool keys = what == Exact::keys;
   const int partners = keys ? a.N : a.M;
-  float first[8] = {}, second[8] = {};
+  float first[kSlab / kWarp] = {}, second[kSlab / kWarp] = {};
   for (int g = 0; g < (keys ? a.group() : 1); ++g) {
     const int h = keys ? head * a.group() + g : head, hk = h / a.group();
     for (int at = 0; at < partners; at += kWarp) {
       const int mine = at + lane, i = keys ? mine : row, j = keys ? row : mine;
       const bool seen = mine < partners && allowed(a, b, h, i, j);
-      ExactPair pair{0.0f, 0.0f};
+      ExactPair pair{0.0f, 0.0f, 0.0f};
       if (seen) pair = exact_pair<Rule>(rule, a, what != Exact::out, b, h, i, j);
+      if (seen && what == Exact::dq && column0 == 0 && !(a.dbias == nullptr))
+        a.dbias[a.row(b, h, i) * a.M + j] = pair.dbias;
       const unsigned all_seen = ballot(seen);
       for (int n = 0; n < kWarp; ++n) {
         if (((all_seen >> n) & 1u) == 0) continue;
         const float p = shuffle(pair.p, n), ds = shuffle(pair.ds, n);
         const int64_t partner = at + n;
-        if (what == Exact::out) exact_add<T>(first, p, a.v.at(b, hk) + partner * a.v.row, a.Dv);
-        if (what == Exact::dq) exact_add<T>(first, ds, a.k.at(b, hk) + partner * a.k.row, a.D);
+        if (what == Exact::out)
+          exact_add<T>(first, p, a.v.at(b, hk) + partner * a.v.row, column0, a.Dv);
+        if (what == Exact::dq)
+          exact_add<T>(first, ds, a.k.at(b, hk) + partner * a.k.row, column0, a.D);
         if (keys) {
-          exact_add<T>(first, ds, a.q.at(b, h) + partner * a.q.row, a.D);
-          exact_add<T>(second, p, a.dout.at(b, h) + partner * a.dout.row, a.Dv);
+          exact_add<T>(first, ds, a.q.at(b, h) + partner * a.q.row, column0, a.D);
+          exact_add<T>(second, p, a.dout.at(b, h) + partner * a.dout.row, column0, a.Dv);
         }
       }
     }
   }
   FOVEA_UNROLL
-  for (int c = 0; c < 8; ++c) {
-    const int d = c * kWarp + lane;
+  for (int c = 0; c < kSlab / kWarp; ++c) {
+    const int d = column0 + c * kWarp + lane;
     if (what == Exact::out && d < a.Dv)
       a.out.at(b, head)[row * a.out.row + d] = static_cast<T>(first[c]);
     if (what == Exact::dq && d < a.D)
@@ -98,31 +120,92 @@ __device__ inline void exact_row(const Rule& rule, const Arguments<T>& a, Exact 
 
 template <class Rule, typename T>
 __global__ void __launch_bounds__(kExactThreads)
-    exact_kernel(Rule rule, Arguments<T> a, Exact what) {
+    exact_kernel(Rule rule, Arguments<T> a, Exact what, bool every) {
   const bool keys = what == Exact::keys;
   const int rows = keys ? a.M : a.N, heads = keys ? a.Hkv : a.H,
             lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t count = int64_t{a.B} * heads * rows,
                 first = int64_t{blockIdx.x} * kExactThreads + threadIdx.x - lane;
   int mark = 0;
-  if (first + lane < count) mark = keys ? a.suspect_keys[first + lane] : a.suspect[first + lane];
+  if (first + lane < count) {
+    mark = 1;
+    if (!every) mark = keys ? a.suspect_keys[first + lane] : a.suspect[first + lane];
+  }
   const unsigned marks = ballot(mark != 0);
   for (int n = 0; n < kWarp; ++n) {
     if (((marks >> n) & 1u) == 0) continue;
     const int64_t at = first + n;
     const int bh = static_cast<int>(at / rows);
-    exact_row<Rule>(rule, a, what, bh / heads, bh % heads, static_cast<int>(at % rows));
+    for (int column0 = 0; column0 < larger(a.D, a.Dv); column0 += kSlab)
+      exact_row<Rule>(rule, a, what, bh / heads, bh % heads, static_cast<int>(at % rows), column0);
   }
 }
 
 template <class Rule, typename T>
-void exact_rows(const attention::ScoreCall& call, Exact what, Stream stream) {
+void exact_rows(const attention::ScoreCall& call, Exact what, Stream stream, bool every = false) {
   const bool keys = what == Exact::keys;
   const int64_t count = int64_t{call.B} * (keys ? call.Hkv : call.H) * (keys ? call.M : call.N);
   if (count == 0) return;
   launch<exact_kernel<Rule, T>>(ceil_div(count, kExactThreads), kExactThreads, 0, stream,
                                 *static_cast<const Rule*>(call.rule), arguments<T, Rule>(call),
-                                what);
+                                what, every);
+}
+
+// ---- wide heads ---------------------------------------------------------------------------------
+
+inline bool is_wide(const attention::ScoreCall& call) {
+  return call.D > attention::kWidestTile || call.Dv > attention::kWidestTile;
+}
+
+// lse: lanes take every 32nd key, and then their m and l are merged.
+template <class Rule, typename T>
+__global__ void __launch_bounds__(kExactThreads) wide_lse_kernel(Rule rule, Arguments<T> a) {
+  const int64_t row = int64_t{blockIdx.x} * (kExactThreads / kWarp) + threadIdx.x / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (row >= int64_t{a.B} * a.H * a.N) return;
+  const int i = static_cast<int>(row % a.N), bh = static_cast<int>(row / a.N), b = bh / a.H,
+            h = bh % a.H;
+  float m = -INFINITY, l = 0.0f;
+  const auto rescaled = [&](float top) {  // l, and m = top
+    const float reference = top == -INFINITY ? 0.0f : top;
+    if constexpr (Rule::kOnline) l *= exp2_fast(m - reference);
+    m = top;
+    return Rule::kOnline ? reference : 0.0f;
+  };
+  if (!(a.sink == nullptr) && lane == 0) {
+    const float sink = a.sink[h];
+    m = sink * kLog2e;
+    l = 1.0f;
+  }
+  const Keys keys = key_limits(a, i);
+  for (int j = keys.first + lane; j < keys.last; j += kWarp) {
+    if (!allowed(a, b, h, i, j)) continue;
+    const float s = exact_score<Rule>(a, b, h, i, j, nullptr);
+    if (s == -INFINITY) continue;
+    const float reference = rescaled(max(m, s));
+    l += weight_of(rule, s, reference);
+  }
+  for (int bits = 1; bits < kWarp; bits *= 2) {
+    const float other_m = shuffle_xor(m, bits);
+    float other_l = shuffle_xor(l, bits);
+    const float reference = rescaled(max(m, other_m));
+    if constexpr (Rule::kOnline) other_l *= exp2_fast(other_m - reference);
+    l += other_l;
+  }
+  if (lane == 0) a.lse[row] = finish_row<Rule>(m, l).statistic;
+}
+
+template <class Rule, typename T>
+void wide_forward(const attention::ScoreCall& call, Stream stream) {
+  launch<wide_lse_kernel<Rule, T>>(
+      ceil_div(int64_t{call.B} * call.H * call.N, kExactThreads / kWarp), kExactThreads, 0, stream,
+      *static_cast<const Rule*>(call.rule), arguments<T, Rule>(call));
+  exact_rows<Rule, T>(call, Exact::out, stream, true);
+}
+template <class Rule, typename T>
+void wide_backward(const attention::ScoreCall& call, Stream stream) {
+  exact_rows<Rule, T>(call, Exact::keys, stream, true);
+  exact_rows<Rule, T>(call, Exact::dq, stream, true);
 }
 
 }  // namespace FOVEA_GPU

@@ -237,6 +237,7 @@ void fma_forward_of(const attention::ScoreCall& call, Stream stream) {
 
 template <class Rule>
 void fma_forward(const attention::ScoreCall& call, Stream stream) {
+  if (is_wide(call)) return wide_forward<Rule, float>(call, stream);
   const int d = call.D > call.Dv ? call.D : call.Dv;
   if (d <= 64)
     fma_forward_of<Rule, 64>(call, stream);

@@ -133,6 +133,7 @@ void fma_backward_of(const attention::ScoreCall& call, Stream stream) {
 
 template <class Rule>
 void fma_backward(const attention::ScoreCall& call, Stream stream) {
+  if (is_wide(call)) return wide_backward<Rule, float>(call, stream);
   const int d = call.D > call.Dv ? call.D : call.Dv;
   if (d <= 64) {
     fma_backward_of<Rule, 64, true>(call, stream);

@@ -12,7 +12,8 @@
 
 namespace fovea::attention {
 
-inline constexpr int kLargestHeadDim = 256;
+inline constexpr int kWidestTile = 256;    // wider heads go by a slower kernel
+inline constexpr int kFewestQueries = 32;  // of a tile of backward in bf16
 
 // Rows of [B, H, N, D]: strides in elements.
 struct ScoreRows {
@@ -53,10 +54,11 @@ struct ScoreCall : ScoreSizes {
   // Zeros before; 1 for rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): they
   // are computed again, exactly.
   uint8_t *suspect = nullptr, *suspect_keys = nullptr;
-  // Backward.
+  // Backward. bf16: dq is f32 and zeros before.
   ScoreRows dout, dq, dk, dv;
-  float* delta = nullptr;  // [B, H, N]
-  float* dbias = nullptr;  // [B, H, N, M], zeros; dS of what is not hidden
+  int32_t* turns = nullptr;  // zeros, one for each kFewestQueries queries; null: dq in any order
+  float* delta = nullptr;    // [B, H, N]
+  float* dbias = nullptr;    // [B, H, N, M], zeros; dS of what is not hidden
 };
 
 // One copy of rows: out[b, h, n, :] = turned x[b, h, n, :], out's columns past D are 0.
@@ -81,7 +83,7 @@ FOVEA_GPU_DECLARE(
     void sum_shared(float* out, const float* x, int B, int H, bool share_batch, bool share_heads,
                     int64_t n, Stream stream);)
 
-// Of one Rule, by dtype and the largest head dim. Backward is two kernels: keys' and queries'.
+// Of one Rule, by dtype and the largest head dim.
 #define FOVEA_SCORE_KERNELS_DECLARE(name)                                               \
   FOVEA_GPU_DECLARE(                                                                    \
       void name##_forward_f32(const attention::ScoreCall& call, Stream stream);         \

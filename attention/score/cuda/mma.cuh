@@ -12,6 +12,8 @@ namespace FOVEA_GPU {
 
 constexpr int kMmaThreads = 128;
 
+__device__ inline int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarp; }
+
 template <int kRows, int kD>
 struct MmaTile {
   static constexpr int kSpan = kD % 64 == 0 ? 64 : 32, kChunks = kSpan / 8;
@@ -25,12 +27,14 @@ struct MmaTile {
 
 // Starts the copy of rows [0, kRows) from row(r), null where there is none: zeros, as are columns
 // past d, a multiple of 8.
-template <int kRows, int kD, typename RowAt>
+template <int kRows, int kD, int kThreads = kMmaThreads, typename RowAt>
 __device__ inline void copy_rows(Shared<bf16> to, Global<const bf16> any, int d, RowAt&& row) {
   constexpr int kChunks = kD / 8;
+  const int thread = fresh(static_cast<int>(threadIdx.x));
   FOVEA_UNROLL_4
-  for (int n = 0; n < kRows * kChunks / kMmaThreads; ++n) {
-    const int e = n * kMmaThreads + static_cast<int>(threadIdx.x), r = e / kChunks, c = e % kChunks;
+  for (int n = 0; n < (kRows * kChunks + kThreads - 1) / kThreads; ++n) {
+    const int e = n * kThreads + thread, r = e / kChunks, c = e % kChunks;
+    if (kRows * kChunks % kThreads > 0 && e >= kRows * kChunks) break;
     const int64_t offset = row(r);
     const bool there = offset >= 0 && c * 8 < d;
     copy_async(to + MmaTile<kRows, kD>::at(r, c), any + (there ? offset + c * 8 : 0),
@@ -40,22 +44,22 @@ __device__ inline void copy_rows(Shared<bf16> to, Global<const bf16> any, int d,
 
 // A of rows [row0, row0 + 16), columns [16 k, 16 k + 16).
 template <typename Tile_>
-__device__ inline void load_a(uint32_t (&a)[4], Shared<bf16> tile, int row0, int k) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+__device__ inline void load_a(uint32_t (&a)[4], Shared<bf16> tile, int row0, int k,
+                              int lane = lane_of_warp()) {
   load_matrices(a, tile + Tile_::at(row0 + lane % 16, 2 * k + lane / 16));
 }
 // B for n = rows [row0, row0 + 16) (two n-tiles), k = columns [16 k, 16 k + 16).
 template <typename Tile_>
-__device__ inline void load_b(uint32_t (&b)[2][2], Shared<bf16> tile, int row0, int k) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+__device__ inline void load_b(uint32_t (&b)[2][2], Shared<bf16> tile, int row0, int k,
+                              int lane = lane_of_warp()) {
   uint32_t r[4];
   load_matrices(r, tile + Tile_::at(row0 + lane % 8 + 8 * (lane / 16), 2 * k + lane / 8 % 2));
   b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
 }
 // B for k = rows [row0, row0 + 16), n = columns [16 n, 16 n + 16) (two n-tiles).
 template <typename Tile_>
-__device__ inline void load_b_rows(uint32_t (&b)[2][2], Shared<bf16> tile, int row0, int n) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+__device__ inline void load_b_rows(uint32_t (&b)[2][2], Shared<bf16> tile, int row0, int n,
+                                   int lane = lane_of_warp()) {
   uint32_t r[4];
   load_matrices_transposed(r, tile + Tile_::at(row0 + lane % 16, 2 * n + lane / 16));
   b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];

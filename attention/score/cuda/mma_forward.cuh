@@ -286,9 +286,10 @@ void mma_forward_small(const attention::ScoreCall& call, Stream stream) {
     mma_forward_of<Rule, 96, 2>(call, stream);
   mma_forward_end<Rule>(call, stream);
 }
-// From there to 256.
+// From there on.
 template <class Rule>
 void mma_forward_large(const attention::ScoreCall& call, Stream stream) {
+  if (is_wide(call)) return wide_forward<Rule, bf16>(call, stream);
   const int d = call.D > call.Dv ? call.D : call.Dv;
   if (d <= 128)
     mma_forward_of<Rule, 128, 2>(call, stream);

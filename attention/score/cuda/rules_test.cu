@@ -7,9 +7,10 @@
 namespace FOVEA_GPU {
 namespace {
 
-// Of head dims up to 32 in bf16, 64 in f32.
+// Of head dims up to 32 in bf16, 64 in f32; and wide ones in f32.
 template <class Rule>
 void forward(const attention::ScoreCall& call, Stream stream) {
+  if (is_wide(call)) return wide_forward<Rule, float>(call, stream);
   if (call.q.dtype == Dtype::f32) {
     fma_forward_of<Rule, 64>(call, stream);
     if (call.splits > 1) merge_splits<Rule, float>(call, stream);
@@ -20,12 +21,12 @@ void forward(const attention::ScoreCall& call, Stream stream) {
 }
 template <class Rule>
 void backward(const attention::ScoreCall& call, Stream stream) {
+  if (is_wide(call)) return wide_backward<Rule, float>(call, stream);
   if (call.q.dtype == Dtype::f32) {
     fma_backward_of<Rule, 64, true>(call, stream);
     fma_backward_of<Rule, 64, false>(call, stream);
   } else {
-    mma_backward_of<Rule, 32, true>(call, stream);
-    mma_backward_of<Rule, 32, false>(call, stream);
+    mma_backward_of<Rule, 32>(call, stream);
   }
 }
 
