@@ -2,6 +2,8 @@
 // The score engine on GPU devices: from tensors to the kernels' argument (attention/score/cuda/).
 // Before and after the kernels stand copies only where positions turn, or where bf16 rows are not
 // in multiples of 16 bytes.
+#include "core/cuda/device.h"
+
 #include <map>
 #include <mutex>
 
@@ -12,10 +14,38 @@
 namespace fovea::attention {
 namespace {
 
-// Blocks that a split may fill: a card's worth, the same number on every device so that results
-// are too.
-constexpr int64_t kBlocks = 264;
 constexpr int64_t kSplitKeys = 256;  // the fewest keys of a split
+constexpr int64_t kFewRows = 64;     // of a block, when its time is that of reading keys
+
+// Forward blocks that run at once: two an SM. The interpreted device counts as an H100.
+int64_t blocks_at_once(Device device) {
+  static std::mutex mutex;
+  static std::map<std::pair<Device::Kind, int>, int64_t> known;
+  const std::lock_guard lock(mutex);
+  int64_t& blocks = known[{device.kind, device.index}];
+  if (blocks == 0) {
+    const DeviceInfo info = FOVEA_GPU_CALL(device, device_info, device.index);
+    blocks = 2 * (info.architecture == 0 ? 132 : info.processors);
+  }
+  return blocks;
+}
+
+// Over how many blocks, at most `most`, to split the keys of each of `blocks` blocks. With few rows
+// the fewest that keep the device within 85% of as busy as any number does, counting its last wave;
+// else, where merging costs, as many as fill one wave.
+int64_t splits_for(int64_t blocks, int64_t at_once, int64_t most, bool few_rows) {
+  if (5 * blocks >= 4 * at_once) return 1;
+  if (!few_rows) return std::clamp<int64_t>(at_once / std::max<int64_t>(1, blocks), 1, most);
+  const auto busy = [&](int64_t splits) {
+    const int64_t waves = (blocks * splits + at_once - 1) / at_once;
+    return static_cast<double>(blocks * splits) / static_cast<double>(waves * at_once);
+  };
+  double best = 0.0;
+  for (int64_t splits = 1; splits <= most; ++splits) best = std::max(best, busy(splits));
+  int64_t splits = 1;
+  while (busy(splits) < 0.85 * best) ++splits;
+  return splits;
+}
 
 // [positions, D] each, on the device; made once and replaced by a longer one when positions grow.
 struct DeviceRotary {
@@ -112,11 +142,12 @@ class DeviceCall {
   // A few rows are read with all heads of their group, and keys are split where blocks are few.
   void split() {
     if (std::max(p_.D, p_.Dv) > kWidestTile) return;
-    c_.packed = p_.group() > 1 && p_.group() * p_.N <= 64;
+    c_.packed = p_.group() > 1 && p_.group() * p_.N <= kFewRows;
     const int64_t rows = c_.packed ? p_.group() * p_.N : p_.N,
-                  blocks = p_.B * (c_.packed ? p_.Hkv : p_.H) * ((rows + 63) / 64);
-    c_.splits = static_cast<int>(std::clamp<int64_t>(kBlocks / std::max<int64_t>(1, blocks), 1,
-                                                     std::max<int64_t>(1, p_.M / kSplitKeys)));
+                  blocks = p_.B * (c_.packed ? p_.Hkv : p_.H) * ((rows + kFewRows - 1) / kFewRows),
+                  most = std::max<int64_t>(1, p_.M / kSplitKeys);
+    c_.splits =
+        static_cast<int>(splits_for(blocks, blocks_at_once(device_), most, rows <= kFewRows));
     if (c_.splits == 1) return;
     partial_ = Tensor::empty({c_.splits, p_.B * p_.H * p_.N, p_.Dv + 2}, Dtype::f32, device_);
     c_.partial = partial_.data<float>();

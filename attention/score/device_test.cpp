@@ -202,8 +202,8 @@ class BackwardOn : public ScoreOn {
         {"causal", {1, 2, 1, 260, 260, 16, 16}, Mask().causal()},
         {"wide heads", {1, 1, 1, 40, 200, 136, 144}, Mask().causal()},
         {"window", {1, 1, 1, 260, 260, 16, 16}, Mask().causal().window(50, -1)},
-        {"documents", {1, 2, 2, 260, 260, 16, 16}, Mask().causal().documents(documents, documents)},
-        {"blocks", {1, 2, 2, 260, 260, 16, 16}, Mask().block_sparse(blocks, 100, 100)}};
+        {"documents", {1, 1, 1, 260, 260, 16, 16}, Mask().causal().documents(documents, documents)},
+        {"blocks", {1, 1, 1, 260, 260, 16, 16}, Mask().block_sparse(blocks, 100, 100)}};
   }
   static std::vector<std::vector<float>> gradients(const Masked& m, const ScoreOptions& options) {
     const ScoreInputs in = on(device(), inputs(m.sizes, Dtype::bf16));
@@ -235,7 +235,7 @@ TEST_P(BackwardOn, InTurnsGivesTheSameBitsInAnyOrderOfThreads) {
     EXPECT_EQ(any[2], expected[2]) << m.name;
 #if defined(FOVEA_INTERPRETED)
     const int threads = num_threads();
-    for (const uint64_t seed : {1, 2, 3}) {
+    for (const uint64_t seed : {1, 2}) {
       const auto before = interpreted::set_seed(seed);
       set_num_threads(seed == 1 ? 1 : 4);
       EXPECT_EQ(gradients(m, {}), expected) << m.name << ", lanes in order " << seed;

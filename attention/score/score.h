@@ -4,7 +4,8 @@
 // softmax is the first) in tiles, never N x M in memory, forward and backward (tiled as in
 // 2205.14135, 2307.08691). Tiles that a mask excludes are never computed; a key that a mask hides
 // changes nothing, not even when it is NaN. The bits of a result depend on shapes and values alone,
-// never on the number of threads (but see ScoreOptions::deterministic).
+// never on the number of threads (but see ScoreOptions::deterministic); with few queries on a card
+// also on its number of SMs, over which keys are split.
 
 #include "attention/mask.h"
 #include "attention/score/rule.h"

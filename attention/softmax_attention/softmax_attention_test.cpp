@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attention/softmax_attention/softmax_attention.h"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 
 #include "autograd/gradcheck.h"
 #include "autograd/ops.h"
 #include "core/rng.h"
+#include "core/testing/devices.h"
 #include "nn/gpt.h"
 #include "nn/loss.h"
 
@@ -64,6 +63,28 @@ std::map<std::string, SoftmaxAttentionOptions> variants() {
   return all;
 }
 
+// In f64 where a device has it.
+class SoftmaxAttentionOn : public OnDevices {
+ protected:
+  static Dtype dtype() { return has_f64() ? Dtype::f64 : Dtype::f32; }
+  static double tolerance() { return has_f64() ? 1e-12 : 2e-5; }
+  static std::unique_ptr<SoftmaxAttention> build_here(const SoftmaxAttentionOptions& options) {
+    auto module = build(options);
+    module->to(dtype());
+    module->to(device());
+    return module;
+  }
+  static Tensor x_here(const Shape& shape) { return random_x(shape).to(dtype()).to(device()); }
+  static double distance(const std::vector<double>& a, const std::vector<double>& b) {
+    double largest = 0.0, scale = 1.0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      largest = std::max(largest, std::abs(a[i] - b[i]));
+      scale = std::max(scale, std::abs(b[i]));
+    }
+    return largest / scale;
+  }
+};
+
 TEST(SoftmaxAttention, EveryVariantHasTheGradientOfItsForward) {
   for (const auto& [name, options] : variants()) {
     SCOPED_TRACE(name);
@@ -94,19 +115,19 @@ TEST(SoftmaxAttention, OperatorWithSinkAndBiasHasTheGradientOfItsForward) {
        leaf({1, 4, 3, 5}, "bias")});
 }
 
-TEST(SoftmaxAttention, DecodingTokenByTokenOrInPiecesGivesTheForward) {
+TEST_P(SoftmaxAttentionOn, DecodingTokenByTokenOrInPiecesGivesTheForward) {
   for (const auto& [name, options] : variants()) {
     SCOPED_TRACE(name);
-    const auto module = build(options);
+    const auto module = build_here(options);
     module->train(false);
-    const int64_t tokens = 23;
-    const Tensor x = random_x({2, tokens, kChannels});
+    const int64_t tokens = 13;
+    const Tensor x = x_here({2, tokens, kChannels});
     nn::MixerContext context;
     context.causal = true;
     const std::vector<double> whole =
         module->forward(Variable(x), context).value().to_vector<double>();
     for (const std::vector<int64_t>& pieces :
-         {std::vector<int64_t>(23, 1), std::vector<int64_t>{11, 1, 1, 1, 9}}) {
+         {std::vector<int64_t>(13, 1), std::vector<int64_t>{6, 1, 1, 5}}) {
       const auto state = module->make_state(2, tokens);
       Variables parts;
       int64_t at = 0;
@@ -115,28 +136,54 @@ TEST(SoftmaxAttention, DecodingTokenByTokenOrInPiecesGivesTheForward) {
         at += n;
       }
       const std::vector<double> decoded = concat(parts, 1).value().to_vector<double>();
-      for (size_t i = 0; i < whole.size(); ++i) ASSERT_NEAR(decoded[i], whole[i], 1e-12) << i;
+      EXPECT_LT(distance(decoded, whole), tolerance());
       if (options.window > 0) {
-        EXPECT_LE(state->bytes(), 2 * 2 * 3 * 4 * 8 * (2 * options.window + 11));
+        EXPECT_LE(state->bytes(), 2 * 2 * 3 * 4 * size_of(dtype()) * (2 * options.window + 11));
       }
     }
   }
 }
 
-TEST(SoftmaxAttention, DocumentsDoNotSeeEachOther) {
+TEST_P(SoftmaxAttentionOn, DocumentsDoNotSeeEachOther) {
   SoftmaxAttentionOptions options;
   options.heads = 3;
-  const auto module = build(options);
-  const Tensor x = random_x({1, 9, kChannels});
+  const auto module = build_here(options);
+  const Tensor x = x_here({1, 9, kChannels});
   nn::MixerContext context;
   context.causal = true;
   const Tensor second = module->forward(Variable(x.slice(1, 4, 9).contiguous()), context).value();
-  context.documents = Tensor::from(std::vector<int32_t>{0, 0, 0, 0, 1, 1, 1, 1, 1}, {1, 9});
+  context.documents =
+      Tensor::from(std::vector<int32_t>{0, 0, 0, 0, 1, 1, 1, 1, 1}, {1, 9}, device());
   const std::vector<double>
       packed = module->forward(Variable(x), context).value().slice(1, 4, 9).to_vector<double>(),
       alone = second.to_vector<double>();
-  for (size_t i = 0; i < alone.size(); ++i) ASSERT_NEAR(packed[i], alone[i], 1e-12);
+  EXPECT_LT(distance(packed, alone), tolerance());
 }
+
+TEST_P(SoftmaxAttentionOn, EveryVariantTrainsAsInF64) {
+  for (const auto& [name, options] : variants()) {
+    SCOPED_TRACE(name);
+    const auto here = build_here(options), f64 = build(options);
+    nn::MixerContext context, context_here;
+    context.causal = context_here.causal = true;
+    context.documents =
+        Tensor::from(std::vector<int32_t>{0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0}, {2, 7});
+    context_here.documents = context.documents.to(device());
+    const Variable x(random_x({2, 7, kChannels}), true), x_device(x_here({2, 7, kChannels}), true);
+    const auto square_sum = [](const Variable& out) { return sum_all(mul(out, out)); };
+    square_sum(f64->forward(x, context)).backward();
+    square_sum(here->forward(x_device, context_here)).backward();
+    EXPECT_LT(distance(x_device.grad().to_vector<double>(), x.grad().to_vector<double>()),
+              tolerance());
+    for (size_t i = 0; i < f64->parameters().size(); ++i)
+      EXPECT_LT(distance(here->parameters()[i].variable.grad().to_vector<double>(),
+                         f64->parameters()[i].variable.grad().to_vector<double>()),
+                tolerance())
+          << f64->parameters()[i].name;
+  }
+}
+
+FOVEA_ON_DEVICES(SoftmaxAttentionOn);
 
 TEST(SoftmaxAttention, SizesThatDoNotDivideAreNamed) {
   SoftmaxAttentionOptions options;
