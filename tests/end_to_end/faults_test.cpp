@@ -54,7 +54,8 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
            {{"op", "chek"},
             "unknown verb \"op chek\"; expected one of list check run; did you mean check?"},
            {{"bench", "gem"},
-            "unknown verb \"bench gem\"; expected one of gemm memory attention step; did you mean "
+            "unknown verb \"bench gem\"; expected one of gemm memory attention step comm; did you "
+            "mean "
             "gemm?"},
            {{"train"}, "CONFIG is required; see fovea train --help"},
            {{"train", ""}, "the name of the file is empty"},
