@@ -50,7 +50,9 @@ LinearResult delta_forward(const DeltaInputs& in) {
   const LinearResult result{
       token_major(p, p.Dv, in.q.dtype(), in.q.device()),
       Tensor::empty({p.B, p.H, p.Dk, p.Dv}, state_dtype(in.q), in.q.device())};
-  delta_forward_cpu(p, prepared_delta(p, in), result);
+  const DeltaInputs prepared = prepared_delta(p, in);
+  in.q.device().is_cpu() ? delta_forward_cpu(p, prepared, result)
+                         : delta_forward_device(p, prepared, result);
   return result;
 }
 
@@ -59,8 +61,10 @@ DeltaGrads delta_backward(const DeltaInputs& in, const Tensor& dout, const Tenso
   const Tensor given = check_dout("delta", p, in, dout, dstate);
   DeltaGrads grads{make_grads(p, in),
                    Tensor::empty({p.B, p.H, p.N, 1}, state_dtype(in.q), in.q.device())};
-  delta_backward_cpu(p, prepared_delta(p, in), given,
-                     dstate.defined() ? dstate.contiguous() : dstate, grads);
+  const DeltaInputs prepared = prepared_delta(p, in);
+  const Tensor last = dstate.defined() ? dstate.contiguous() : dstate;
+  in.q.device().is_cpu() ? delta_backward_cpu(p, prepared, given, last, grads)
+                         : delta_backward_device(p, prepared, given, last, grads);
   grads.dg = gate_gradient_of(grads.dg, in.g);
   grads.dbeta = grads.dbeta.squeeze(3);
   return grads;

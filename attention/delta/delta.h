@@ -30,7 +30,7 @@ struct DeltaGrads : LinearGrads {
   Tensor dbeta;  // [B, H, N]
 };
 
-// Throws naming shapes or dtypes that do not fit. On a GPU device Dk is at most 128.
+// Throws naming shapes or dtypes that do not fit. On a GPU device Dk is at most 256.
 LinearResult delta_forward(const DeltaInputs& in);
 
 // dout [B, H, N, Dv] and dstate, the gradient of the last state; one of them may be absent. With dS

@@ -135,7 +135,9 @@ TEST_P(DeltaOn, ForwardAndBackwardAreWithinTheirDtype) {
   const LinearCase cases[] = {{1, 1, 65, 8, 8, Gates::none, false, false},
                               {1, 2, 70, 20, 9, Gates::token, true, true},
                               {2, 1, 37, 12, 24, Gates::head, false, true},
-                              {1, 1, 81, 8, 6, Gates::channel, true, true}};
+                              {1, 1, 81, 8, 6, Gates::channel, true, true},
+                              {1, 1, 66, 68, 72, Gates::token, false, true},
+                              {1, 1, 67, 72, 66, Gates::channel, false, true}};
   for (const LinearCase& c : cases) {
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
       const DeltaInputs in = delta_case(c);
@@ -161,7 +163,7 @@ TEST_P(DeltaOn, ForwardAndBackwardAreWithinTheirDtype) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, DeltaOn, testing::Values(kCpu), device_name);
+FOVEA_ON_DEVICES(DeltaOn);
 
 }  // namespace
 }  // namespace fovea::attention

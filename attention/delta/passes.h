@@ -12,5 +12,9 @@ namespace fovea::attention {
 void delta_forward_cpu(const LinearProblem& p, const DeltaInputs& in, const LinearResult& result);
 void delta_backward_cpu(const LinearProblem& p, const DeltaInputs& in, const Tensor& dout,
                         const Tensor& dstate, const DeltaGrads& grads);
+void delta_forward_device(const LinearProblem& p, const DeltaInputs& in,
+                          const LinearResult& result);
+void delta_backward_device(const LinearProblem& p, const DeltaInputs& in, const Tensor& dout,
+                           const Tensor& dstate, const DeltaGrads& grads);
 
 }  // namespace fovea::attention

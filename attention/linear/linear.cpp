@@ -33,7 +33,9 @@ LinearResult linear_forward(const LinearInputs& in) {
   const LinearResult result{
       token_major(p, p.Dv, in.q.dtype(), in.q.device()),
       Tensor::empty({p.B, p.H, p.Dk, p.Dv}, state_dtype(in.q), in.q.device())};
-  linear_forward_cpu(p, prepared_linear(p, in), result);
+  const LinearInputs prepared = prepared_linear(p, in);
+  in.q.device().is_cpu() ? linear_forward_cpu(p, prepared, result)
+                         : linear_forward_device(p, prepared, result);
   return result;
 }
 
@@ -41,8 +43,10 @@ LinearGrads linear_backward(const LinearInputs& in, const Tensor& dout, const Te
   const LinearProblem p = check_linear("linear", in);
   const Tensor given = check_dout("linear", p, in, dout, dstate);
   LinearGrads grads = make_grads(p, in);
-  linear_backward_cpu(p, prepared_linear(p, in), given,
-                      dstate.defined() ? dstate.contiguous() : dstate, grads);
+  const LinearInputs prepared = prepared_linear(p, in);
+  const Tensor last = dstate.defined() ? dstate.contiguous() : dstate;
+  in.q.device().is_cpu() ? linear_backward_cpu(p, prepared, given, last, grads)
+                         : linear_backward_device(p, prepared, given, last, grads);
   grads.dg = gate_gradient_of(grads.dg, in.g);
   return grads;
 }

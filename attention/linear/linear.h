@@ -44,7 +44,7 @@ struct LinearGrads {
   Tensor dstate;      // of the state before the first token, [B, H, Dk, Dv]
 };
 
-// Throws naming shapes or dtypes that do not fit. On a GPU device Dk is at most 128.
+// Throws naming shapes or dtypes that do not fit. On a GPU device Dk is at most 256.
 LinearResult linear_forward(const LinearInputs& in);
 
 // dout [B, H, N, Dv] and dstate, the gradient of the last state; one of them may be absent. With dS

@@ -163,7 +163,9 @@ TEST_P(LinearOn, ForwardAndBackwardAreWithinTheirDtype) {
   const LinearCase cases[] = {{1, 1, 65, 8, 8, Gates::none, false, false},
                               {1, 2, 70, 20, 9, Gates::token, true, true},
                               {2, 1, 37, 12, 24, Gates::head, false, true},
-                              {1, 1, 81, 8, 6, Gates::channel, true, true}};
+                              {1, 1, 81, 8, 6, Gates::channel, true, true},
+                              {1, 1, 66, 68, 72, Gates::token, false, true},
+                              {1, 1, 67, 72, 66, Gates::channel, false, true}};
   for (const LinearCase& c : cases) {
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
       const LinearInputs moved = converted(linear_case(c), dtype, device()),
@@ -187,7 +189,7 @@ TEST_P(LinearOn, ForwardAndBackwardAreWithinTheirDtype) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, LinearOn, testing::Values(kCpu), device_name);
+FOVEA_ON_DEVICES(LinearOn);
 
 }  // namespace
 }  // namespace fovea::attention

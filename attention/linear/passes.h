@@ -10,5 +10,9 @@ namespace fovea::attention {
 void linear_forward_cpu(const LinearProblem& p, const LinearInputs& in, const LinearResult& result);
 void linear_backward_cpu(const LinearProblem& p, const LinearInputs& in, const Tensor& dout,
                          const Tensor& dstate, const LinearGrads& grads);
+void linear_forward_device(const LinearProblem& p, const LinearInputs& in,
+                           const LinearResult& result);
+void linear_backward_device(const LinearProblem& p, const LinearInputs& in, const Tensor& dout,
+                            const Tensor& dstate, const LinearGrads& grads);
 
 }  // namespace fovea::attention
