@@ -10,6 +10,7 @@
 #include "core/error.h"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -36,6 +37,10 @@ class Stacks {
       void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       FOVEA_CHECK(stack != MAP_FAILED, "interpreter: no memory for the stack of a thread");
+#if defined(__SANITIZE_ADDRESS__)
+      // A stack that ended here may have left its marks.
+      __asan_unpoison_memory_region(stack, kStack);
+#endif
       stacks_.push_back(stack);
     }
     // Tops at different lines of a page: those at equal ones would share a few sets of the cache.
