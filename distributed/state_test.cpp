@@ -3,6 +3,7 @@
 
 #include "attention/linear/linear_test_util.h"
 #include "autograd/ops.h"
+#include "core/ops/elementwise.h"
 #include "core/testing/devices.h"
 #include "distributed/state_cases.h"
 #include "distributed/threads.h"
@@ -64,6 +65,67 @@ TEST_P(States, BytesAreTheTable) {
 
 INSTANTIATE_TEST_SUITE_P(Of, States, testing::Values(1, 2, 3, 4, 8),
                          testing::PrintToStringParamName());
+
+// Losses of the states between ranks, and a rank whose outputs nobody uses.
+TEST(States, StatesBetweenRanksTakeGradients) {
+  constexpr int P = 4;
+  for (const bool delta : {false, true}) {
+    const StateCase c{{1, 2, 19, 4, 3, Gates::token, false, true}, delta, {0, 5, 6, 15, 19}};
+    const Sequence all = sequence_of(c);
+    const auto seeds = [&](int r) {
+      return Tensors{r == 1 ? Tensor() : part_of(all.dout, 2, c, r).contiguous(),
+                     r == 0 ? Tensor() : scale(all.dlast, r)};
+    };
+    // On one rank: stretch after stretch.
+    Variables x, roots;
+    Tensors given;
+    for (const Tensor& t : all.x) x.push_back(t.defined() ? Variable(t, true) : Variable());
+    Variable state = x[4];
+    for (int r = 0; r < P; ++r) {
+      const auto part = [&](const Variable& t) {
+        return slice(t, 2, c.cuts[static_cast<size_t>(r)], c.cuts[static_cast<size_t>(r) + 1]);
+      };
+      const Variables results = delta ? attention::delta_rule(part(x[0]), part(x[1]), part(x[2]),
+                                                              part(x[5]), part(x[3]), state)
+                                      : attention::linear_attention(part(x[0]), part(x[1]),
+                                                                    part(x[2]), part(x[3]), state);
+      state = results[1];
+      for (size_t i = 0; i < 2; ++i) {
+        if (!seeds(r)[i].defined()) continue;
+        roots.push_back(results[i]);
+        given.push_back(seeds(r)[i]);
+      }
+    }
+    backward(roots, given);
+    const Tensors gradients = gradients_of(x);
+    run_ranks(P, [&](const Communicator& comm) {
+      for (const StateOptions& options : all_strategies()) {
+        Shard shard = shard_of(comm, c, Dtype::f64, kCpu);
+        forward_of(shard, comm, options);
+        shard.seeds = seeds(comm.rank());
+        backward_of(shard);
+        for (size_t i = 0; i < shard.x.size(); ++i) {
+          if (!shard.x[i].defined()) continue;
+          const Tensor own = i == 4 ? gradients[i] : part_of(gradients[i], 2, c, comm.rank());
+          EXPECT_LT(worst(shard.x[i].grad(), own), 1e-12) << i << ", rank " << comm.rank();
+        }
+      }
+    });
+  }
+}
+
+// Who gives documents and who does not must not end in a wait.
+TEST(States, RanksThatDisagreeAreStopped) {
+  const StateCase c{{1, 1, 6, 2, 2, Gates::none, true}, false, cut_evenly(6, 2)};
+  EXPECT_THROW(run_ranks(2,
+                         [&](const Communicator& comm) {
+                           comm.set_time_limit(20.0);
+                           Shard shard = shard_of(comm, c, Dtype::f64, kCpu);
+                           if (comm.rank() == 0) shard.starts = Tensor();
+                           forward_of(shard, comm, {});
+                         }),
+               Error);
+}
 
 TEST(States, AStateOfAnotherRankThanTheFirstIsRefused) {
   const StateCase c{{1, 1, 6, 2, 2, Gates::none, false, true}, false, cut_evenly(6, 2)};
