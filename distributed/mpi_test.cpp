@@ -9,6 +9,7 @@
 
 #include "core/testing/devices.h"
 #include "distributed/collective_cases.h"
+#include "distributed/state_cases.h"
 
 namespace fovea::distributed {
 namespace {
@@ -53,6 +54,14 @@ TEST_P(Mpi, LongMessagesMoveWhileNobodyWaits) {
   EXPECT_TRUE(work.test());
   work.wait();
   EXPECT_EQ(out.to_vector<float>().back(), static_cast<float>((rank + 1) % P + 1));
+}
+
+TEST_P(Mpi, StatesPassFromRankToRank) {
+  for (const StateCase& c : state_cases(world().size())) {
+    const Whole whole = whole_of(c);
+    for (const StateOptions& options : all_strategies())
+      compare_to_whole(world(), c, whole, options, Dtype::f64, kCpu, 1e-9);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Processes, Mpi, testing::ValuesIn(processes()));
