@@ -11,7 +11,7 @@ constexpr int kThreads = 256;
 constexpr int kWide = 16;  // bytes
 
 template <typename To, typename From>
-__device__ inline To convert(From value) {
+FOVEA_HD inline To convert(From value) {
   if constexpr (std::is_same_v<To, bf16>)
     return bf16(static_cast<float>(value));
   else if constexpr (std::is_same_v<To, bool>)
