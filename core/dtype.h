@@ -26,10 +26,14 @@ struct bf16 {
 
   bf16() = default;
   FOVEA_HD explicit bf16(float value) {
+#if defined(__CUDA_ARCH__)  // one instruction; a NaN's lower bits may differ
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
     const auto u = std::bit_cast<uint32_t>(value);
     bits = (u & 0x7fffffffu) > 0x7f800000u
                ? static_cast<uint16_t>((u >> 16) | 0x40u)
                : static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+#endif
   }
   FOVEA_HD operator float() const {
     return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);

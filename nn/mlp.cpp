@@ -44,14 +44,8 @@ class GeluMlpFn final : public Function {
     if (wanted(3)) dw2 = weight_gradient(dy, h);
     if (wanted(4)) db2 = sum(dy, 0, master_);
     if (!wanted(0) && !wanted(1) && !wanted(2)) return {dx, dw1, db1, dw2, db2};
-    Tensor dpre;
-    if (const auto fused = matmul_gelu_backward(dy, w2, pre)) {
-      dpre = fused->dpre;
-      if (wanted(2)) db1 = fused->dbias.to(master_);
-    } else {
-      dpre = activation_gradient(matmul(dy, w2), pre, Activation::gelu_tanh);
-      if (wanted(2)) db1 = sum(dpre, 0, master_);
-    }
+    const Tensor dpre = activation_gradient(matmul(dy, w2), pre, Activation::gelu_tanh);
+    if (wanted(2)) db1 = sum(dpre, 0, master_);
     if (wanted(0)) dx = matmul(dpre, w1).view(x.shape());
     if (wanted(1)) dw1 = weight_gradient(dpre, rows_of(x));
     return {dx, dw1, db1, dw2, db2};

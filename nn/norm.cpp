@@ -181,7 +181,7 @@ class NormFn final : public Function {
     const Device device = s.device();
     const int64_t n = s.dim(-1);
     const Tensor ds = Tensor::empty_like(s), sums = Tensor::empty({2, n}, Dtype::f32, device),
-                 partial = Tensor::empty({norm_parts(rows_), 2, n}, Dtype::f32, device);
+                 partial = Tensor::empty({norm_parts(rows_, n), 2, n}, Dtype::f32, device);
     const NormBackward call = backward_call(dy, dsum, ds, false);
     FOVEA_GPU_CALL(device, norm_backward, call, sums.data<float>(), partial.data<float>(), rows_,
                    stream_of(device));

@@ -97,9 +97,7 @@ class Operation {
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.a_column == 1 ? CUBLAS_OP_N : CUBLAS_OP_T, p);
     if (!p.bias) return;
     set(CUBLASLT_MATMUL_DESC_EPILOGUE,
-        p.epilogue == Epilogue::plain  ? CUBLASLT_EPILOGUE_BIAS
-        : p.epilogue == Epilogue::gelu ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
-                                       : CUBLASLT_EPILOGUE_DGELU_BGRAD,
+        p.epilogue == Epilogue::plain ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
         p);
     set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(*p.bias), p);
     set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, p);

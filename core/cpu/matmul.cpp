@@ -226,9 +226,9 @@ void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, c
   }
 }
 
-// One product of two matrices with an epilogue. False where the device has none.
-bool multiply_gelu([[maybe_unused]] Epilogue epilogue, const Tensor& c, const Tensor& pre,
-                   const Tensor& a, const Tensor& b, const Tensor& bias) {
+// One product of two matrices with its GELU. False where the device has none.
+bool multiply_gelu(const Tensor& c, const Tensor& pre, const Tensor& a, const Tensor& b,
+                   const Tensor& bias) {
   FOVEA_CHECK(
       a.rank() == 2 && b.rank() == 2 && bias.shape() == Shape{b.dim(1)} && pre.shape() == c.shape(),
       "matmul_gelu: a is ", a.shape(), ", b ", b.shape(), ", bias ", bias.shape(), " and pre ",
@@ -243,7 +243,7 @@ bool multiply_gelu([[maybe_unused]] Epilogue epilogue, const Tensor& c, const Te
     p.a_row = as.row, p.a_column = as.column;
     p.b_row = bs.row, p.b_column = bs.column;
     p.c_row = p.n;
-    p.epilogue = epilogue;
+    p.epilogue = Epilogue::gelu;
     return cublas::matmul_gelu(p, c.raw(), pre.raw(), a.raw(), b.raw(), bias.raw(), a.device());
   }
 #endif
@@ -290,20 +290,7 @@ std::optional<GeluProduct> matmul_gelu(const Tensor& a, const Tensor& b, const T
   if (a.device().kind != Device::Kind::cuda) return std::nullopt;
   const GeluProduct made{Tensor::empty(shape, a.dtype(), a.device()),
                          Tensor::empty(shape, a.dtype(), a.device())};
-  if (!multiply_gelu(Epilogue::gelu, made.y, made.pre, a, b, bias.to(a.dtype()).contiguous()))
-    return std::nullopt;
-  return made;
-}
-
-std::optional<GeluGradient> matmul_gelu_backward(const Tensor& a, const Tensor& b,
-                                                 const Tensor& pre) {
-  const Shape shape = result_shape(a, b);
-  if (a.device().kind != Device::Kind::cuda || !pre.is_contiguous() || pre.dtype() != a.dtype())
-    return std::nullopt;
-  const GeluGradient made{Tensor::empty(shape, a.dtype(), a.device()),
-                          Tensor::empty({b.dim(-1)}, a.dtype(), a.device())};
-  if (!multiply_gelu(Epilogue::gelu_backward, made.dpre, pre, a, b, made.dbias))
-    return std::nullopt;
+  if (!multiply_gelu(made.y, made.pre, a, b, bias.to(a.dtype()).contiguous())) return std::nullopt;
   return made;
 }
 

@@ -24,12 +24,17 @@
 #if defined(__CUDACC__)
 #define FOVEA_GPU fovea::cuda
 #define FOVEA_UNROLL _Pragma("unroll")
+#define FOVEA_UNROLL_4 _Pragma("unroll 4")
+#define FOVEA_NO_UNROLL _Pragma("unroll 1")
 #include "core/cuda/card.cuh"
 #else
 #define FOVEA_GPU fovea::interpreted
 #define FOVEA_UNROLL
+#define FOVEA_UNROLL_4
+#define FOVEA_NO_UNROLL
 #include "core/interpreter/language.h"
 #endif
 
+#include "core/cuda/functions.cuh"
 #include "core/cuda/group.cuh"
 #include "core/cuda/reduce.cuh"

@@ -37,4 +37,30 @@ __device__ inline float block_max(float x, Shared<float> room) {
   return warp_max(part);
 }
 
+// Sums of several numbers at once, as block_sum. `room` holds 32 N floats, and may be used again
+// after the next barrier but one: two rooms in turns need no barrier of their own.
+template <int N>
+__device__ inline void block_sums(float (&x)[N], Shared<float> room) {
+  const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32,
+            lane = static_cast<int>(threadIdx.x) % 32;
+  FOVEA_UNROLL
+  for (int i = 0; i < N; ++i) {
+    x[i] = warp_sum(x[i]);
+    if (lane == 0) room[i * 32 + warp] = x[i];
+  }
+  sync_block();
+  FOVEA_UNROLL
+  for (int i = 0; i < N; ++i) {
+    if (warps <= 4) {
+      float total = 0.0f;
+      for (int w = 0; w < warps; ++w) total += room[i * 32 + w];
+      x[i] = total;
+    } else {
+      float part = 0.0f;
+      if (lane < warps) part = room[i * 32 + lane];
+      x[i] = warp_sum(part);
+    }
+  }
+}
+
 }  // namespace FOVEA_GPU

@@ -49,6 +49,11 @@ TensorMapFacts facts_at(const TensorMap& map, std::initializer_list<int64_t> at,
     fault(concat(verb, " with ", at.size(), " coordinates of a map of ", int{facts.rank}, " dims"),
           where);
   std::copy(at.begin(), at.end(), coordinates.begin());
+  // The address that the coordinates make; all strides are multiples of 16 already.
+  if (const int64_t byte = coordinates[0] * size_of(facts.dtype); byte % kUnit != 0)
+    fault(concat(verb, " at coordinate ", coordinates[0], " of the innermost dim, byte ", byte,
+                 "; expected a multiple of 16 bytes"),
+          where);
   return facts;
 }
 

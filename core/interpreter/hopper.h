@@ -46,8 +46,9 @@ Tile tile_of(const Shared<T>& at) {
 }
 }  // namespace detail
 
-// The map's box at the coordinates (innermost first, one for each of its dims), its bytes in order
-// but for the swizzle; zeros where it leaves the tensor, and all its bytes count for the barrier.
+// The map's box at the coordinates (innermost first, one for each of its dims; the innermost a
+// multiple of 16 bytes), its bytes in order but for the swizzle; zeros where it leaves the tensor,
+// and all its bytes count for the barrier.
 template <typename T, typename... C>
 void load_tile(const Shared<T>& to, const TensorMap& map, const Shared<Barrier>& b, const Index& x,
                C... coordinates) {

@@ -26,7 +26,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, const MatmulOptions& options = {
 // it may not overlap a or b.
 void matmul_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate);
 
-// ---- products with a GELU ---------------------------------------------------------------------
+// ---- a product with a GELU --------------------------------------------------------------------
 // In its tanh form (1606.08415), done before the product is stored. Absent where the device's
 // library has no such product (all but cuBLASLt's, and odd shapes there): then matmul and an
 // activation give as much.
@@ -36,13 +36,5 @@ struct GeluProduct {
   Tensor y, pre;
 };
 std::optional<GeluProduct> matmul_gelu(const Tensor& a, const Tensor& b, const Tensor& bias);
-
-// dpre = a b gelu'(pre) and its sums over m, dbias, both in a's dtype (the sums are f32 before they
-// are stored): a [m, k] the gradient of what y was multiplied with, b [k, n], pre [m, n].
-struct GeluGradient {
-  Tensor dpre, dbias;
-};
-std::optional<GeluGradient> matmul_gelu_backward(const Tensor& a, const Tensor& b,
-                                                 const Tensor& pre);
 
 }  // namespace fovea

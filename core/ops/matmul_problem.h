@@ -12,8 +12,7 @@ namespace fovea {
 // What is done to a product before it is stored; `bias` is one of the operands then.
 enum class Epilogue : uint8_t {
   plain,
-  gelu,          // c = gelu(pre), tanh form, pre = a b + bias; aux [m, n] receives pre
-  gelu_backward  // c = a b gelu'(aux); bias receives c's sums over m
+  gelu  // c = gelu(pre), tanh form, pre = a b + bias; aux [m, n] receives pre
 };
 
 // c [batch, m, n] = a [batch, m, k] b [batch, k, n] (+ bias [n]) (+ c). Strides in elements; a and

@@ -14,7 +14,7 @@
 namespace FOVEA_GPU {
 namespace {
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ inline float sigmoid(float x) { return reciprocal_fast(1.0f + exp_fast(-x)); }
 
 template <ActivationKernel kKind>
 __device__ inline float value(float x) {
@@ -23,7 +23,7 @@ __device__ inline float value(float x) {
   } else if constexpr (kKind == ActivationKernel::gelu) {
     return x * 0.5f * (1.0f + erff(x * 0.70710678f));
   } else if constexpr (kKind == ActivationKernel::gelu_tanh) {
-    return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    return 0.5f * x * (1.0f + tanh_fast(0.79788456f * (x + 0.044715f * x * x * x)));
   } else {
     return x * sigmoid(x);
   }
@@ -35,9 +35,9 @@ __device__ inline float slope(float x) {
     return x > 0.0f ? 1.0f : 0.0f;
   } else if constexpr (kKind == ActivationKernel::gelu) {
     // Phi + x phi
-    return 0.5f * (1.0f + erff(x * 0.70710678f)) + x * 0.39894228f * expf(-0.5f * x * x);
+    return 0.5f * (1.0f + erff(x * 0.70710678f)) + x * 0.39894228f * exp_fast(-0.5f * x * x);
   } else if constexpr (kKind == ActivationKernel::gelu_tanh) {
-    const float t = tanhf(0.79788456f * (x + 0.044715f * x * x * x));
+    const float t = tanh_fast(0.79788456f * (x + 0.044715f * x * x * x));
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 0.134145f * x * x);
   } else {
     const float s = sigmoid(x);

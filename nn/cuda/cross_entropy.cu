@@ -47,13 +47,14 @@ __global__ void __launch_bounds__(kThreads)
     FOVEA_UNROLL
     for (int e = 0; e < N; ++e) high = max(high, v[e]);
     const float base = high == -INFINITY ? 0.0f : high;
-    mass *= expf(top - base);
+    mass *= exp_fast(top - base);
     FOVEA_UNROLL
-    for (int e = 0; e < N; ++e) {
-      mass += expf(v[e] - base);
-      total += v[e];
-    }
+    for (int e = 0; e < N; ++e) mass += exp_fast(v[e] - base);
     top = high;
+    if (smoothing > 0.0f) {
+      FOVEA_UNROLL
+      for (int e = 0; e < N; ++e) total += v[e];
+    }
     if (soft != nullptr) {
       float t[N];
       load_floats<N, float>(t, soft + (at + i));
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   });
   const float high = team_max<kWarps>(top, room), base = high == -INFINITY ? 0.0f : high;
-  const float lse = base + logf(team_sum<kWarps>(mass * expf(top - base), room));
+  const float lse = base + logf(team_sum<kWarps>(mass * exp_fast(top - base), room));
   if (smoothing > 0.0f) total = team_sum<kWarps>(total, room);
   if (soft != nullptr) {
     t_mass = team_sum<kWarps>(t_mass, room);
@@ -109,12 +110,13 @@ __global__ void __launch_bounds__(kThreads)
     if (soft != nullptr) {
       load_floats<N, float>(t, soft + (at + i));
     } else {
+      const auto hit = static_cast<int>(label - i);  // where in this vector, if it is here
       FOVEA_UNROLL
-      for (int e = 0; e < N; ++e) t[e] = i + e == label ? 1.0f : 0.0f;
+      for (int e = 0; e < N; ++e) t[e] = e == hit ? 1.0f : 0.0f;
     }
     FOVEA_UNROLL
     for (int e = 0; e < N; ++e)
-      v[e] = counts ? scale * expf(v[e] - lse) + shift - share * t[e] : 0.0f;
+      v[e] = counts ? scale * exp_fast(v[e] - lse) + shift - share * t[e] : 0.0f;
     store_floats<N, T>(dlogits + (at + i), v);
   });
 }

@@ -16,19 +16,19 @@ constexpr int kSpan = 8;   // neighbouring channels of a thread
 constexpr int kSpans = 4;  // of them in its registers
 
 template <typename X, typename Y, int kWarps>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     norm_forward_kernel(Global<X> sum, Global<Y> y, Global<float> mean_out, Global<float> rstd_out,
                         Global<const X> x, Global<const float> delta32, Global<const bf16> delta16,
                         Global<const float> gamma, Global<const float> beta, int64_t rows,
-                        int64_t channels, float eps, bool rms, bool wide) {
+                        int channels, float eps, bool rms, bool wide) {
   FOVEA_SHARED(float, room, 32);
   constexpr int kStep = kWarps * 32 * kSpan;
   const int64_t row = team_row<kWarps>(), at = row * channels;
   if (row >= rows) return;
-  const int64_t first = int64_t{team_thread<kWarps>()} * kSpan;
+  const int first = team_thread<kWarps>() * kSpan;
 
   // s of the kSpan channels from i on; written where it is a sum
-  const auto read = [&](float(&s)[kSpan], int64_t i) {
+  const auto read = [&](float(&s)[kSpan], int i) {
     load_some<kSpan, X>(s, x + (at + i), channels - i, wide);
     if (delta32 == nullptr && delta16 == nullptr) return;
     float delta[kSpan];
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int k = 0; k < kSpans; ++k) {
       if (first + k * kStep < channels) f(held[k], first + k * kStep);
     }
-    for (int64_t i = first + kSpans * kStep; i < channels; i += kStep) {
+    for (int i = first + kSpans * kStep; i < channels; i += kStep) {
       float s[kSpan];
       read(s, i);
       f(s, i);
@@ -59,14 +59,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   float mean = 0.0f;
   if (!rms) {
     float total = 0.0f;
-    each([&](const float(&s)[kSpan], int64_t) {
+    each([&](const float(&s)[kSpan], int) {
       FOVEA_UNROLL
       for (int e = 0; e < kSpan; ++e) total += s[e];  // past the row's end: 0
     });
     mean = team_sum<kWarps>(total, room) / static_cast<float>(channels);
   }
   float squares = 0.0f;
-  each([&](const float(&s)[kSpan], int64_t i) {
+  each([&](const float(&s)[kSpan], int i) {
     FOVEA_UNROLL
     for (int e = 0; e < kSpan; ++e) {
       const float d = i + e < channels ? s[e] - mean : 0.0f;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     mean_out[row] = mean;
     rstd_out[row] = rstd;
   }
-  each([&](const float(&s)[kSpan], int64_t i) {
+  each([&](const float(&s)[kSpan], int i) {
     float weight[kSpan], result[kSpan];
     load_some<kSpan, float>(weight, gamma + i, channels - i, wide);
     FOVEA_UNROLL
@@ -112,7 +112,7 @@ void norm_forward(const NormForward& c, int64_t rows, Stream stream) {
             c.rstd, static_cast<const X*>(c.x),
             narrow_delta ? nullptr : static_cast<const float*>(c.delta),
             narrow_delta ? static_cast<const bf16*>(c.delta) : nullptr, c.gamma, c.beta, rows,
-            c.channels, c.eps, c.rms, wide);
+            static_cast<int>(c.channels), c.eps, c.rms, wide);
       });
     });
   };

@@ -3,157 +3,164 @@
 //   ds = rstd (g - mean(g) - xhat mean(g xhat)) (+ dsum)        (RMSNorm: no mean(g))
 // and over the rows  dgamma = sum dy xhat,  dbeta = sum dy.
 // Shapes  dy, s, dsum, ds [R, C]; gamma [C], mean, rstd [R] f32.
-// Cost  dy, s (and dsum) read once, ds written once: the limit. A row of dy and s waits in
-// registers for its two sums, dgamma and dbeta of a thread's channels stay in registers over its
-// rows; a warp a row up to 1024 channels, else a block a row. Each block writes one row of partial
-// sums, at most 264 in all, which a second kernel adds: 264 x 2 C x 4 bytes. Determinism  bitwise:
-// which rows a block adds depends on R alone, their order on C.
+// Cost  dy, s (and dsum) read once, ds written once: the limit. A thread has the same 8 channels of
+// every row of its block, so that dgamma, dbeta and gamma of them stay in registers; rows wait
+// there for their two sums, with many small blocks on an SM to read meanwhile (norm.h). What lies
+// past 6144 channels is read again, and added in memory. Each block writes one row of partial sums,
+// which a second kernel adds: about 17 MB at most. Determinism  bitwise: which rows a block adds
+// and their order depend on the shape alone.
 #include "nn/cuda/norm.h"
 #include "nn/cuda/vectors.cuh"
 
 namespace FOVEA_GPU {
 namespace {
 
-constexpr int kSpan = 8;        // neighbouring channels of a thread
-constexpr int kColumns = 1024;  // largest row of a warp
-constexpr int kWarpsInBlock = kThreads / 32;
+constexpr int kSpan = 8;       // neighbouring channels of a thread
+constexpr int kColumns = 256;  // largest row of a warp
+constexpr int kMostThreads = 768, kPastThreads = 512;
 
-// kSpans: spans of a thread in its registers; what lies past them is read again, and added in
-// `partial`.
-template <typename S, typename Y, int kWarps, int kSpans>
-__global__ void __launch_bounds__(kThreads, kSpans <= 2 ? 2 : 1)
+// Whose a row is: a warp's, a block's, or a block's that reads more than its threads hold.
+enum class Team { warp, block, past };
+
+template <typename S, typename Y, Team kTeam>
+__global__ void __launch_bounds__(kTeam == Team::past ? kPastThreads : kMostThreads)
     norm_backward_kernel(Global<S> ds, Global<float> partial, Global<const Y> dy, Global<const S> s,
                          Global<const S> dsum, Global<const float> gamma, Global<const float> mean,
-                         Global<const float> rstd, int64_t rows, int64_t channels, bool rms,
+                         Global<const float> rstd, int64_t rows, int channels, bool rms,
                          bool wide) {
-  FOVEA_SHARED(float, room, 32);
-  FOVEA_SHARED(float, columns, kWarps == 1 ? 2 * kColumns : 1);
-  constexpr int kStep = kWarps * 32 * kSpan, kTeams = kWarpsInBlock / kWarps;
-  const int team = static_cast<int>(threadIdx.x) / (kWarps * 32);
-  const int64_t first = int64_t{team_thread<kWarps>()} * kSpan;
+  constexpr bool kBlock = kTeam != Team::warp, kPast = kTeam == Team::past;
+  FOVEA_SHARED(float, room, kBlock ? 128 : 1);
+  FOVEA_SHARED(float, columns, kBlock ? 1 : 2 * kColumns);
+  const int team_threads = kBlock ? static_cast<int>(blockDim.x) : 32,
+            teams = kBlock ? 1 : kThreads / 32, team = static_cast<int>(threadIdx.x) / team_threads;
+  const int first = static_cast<int>(threadIdx.x) % team_threads * kSpan,
+            step = kPast ? team_threads * kSpan : 1 << 30;
   const int64_t begin = rows * blockIdx.x / gridDim.x, end = rows * (blockIdx.x + 1) / gridDim.x;
   const Global<float> to_gamma = partial + int64_t{blockIdx.x} * 2 * channels,
                       to_beta = to_gamma + channels;
 
-  float sum_gamma[kSpans][kSpan], sum_beta[kSpans][kSpan];
+  float weight[kSpan], sum_gamma[kSpan], sum_beta[kSpan];
   FOVEA_UNROLL
-  for (int k = 0; k < kSpans; ++k) {
-    FOVEA_UNROLL
-    for (int e = 0; e < kSpan; ++e) sum_gamma[k][e] = sum_beta[k][e] = 0.0f;
-  }
-  for (int64_t i = first + kSpans * kStep; i < channels; i += kStep) {
-    FOVEA_UNROLL
+  for (int e = 0; e < kSpan; ++e) weight[e] = sum_gamma[e] = sum_beta[e] = 0.0f;
+  if (first < channels) load_some<kSpan, float>(weight, gamma + first, channels - first, wide);
+  for (int i = first + step; kPast && i < channels; i += step) {
     for (int e = 0; e < kSpan && i + e < channels; ++e) to_gamma[i + e] = to_beta[i + e] = 0.0f;
   }
 
-  for (int64_t row = begin + team; row < end; row += kTeams) {
+  int turn = 0;  // of the rooms
+  for (int64_t row = begin + team; row < end; row += teams) {
     const int64_t at = row * channels;
     const float m = rms ? 0.0f : mean[row], r = rstd[row];
-    const auto read = [&](float(&d)[kSpan], float(&xhat)[kSpan], int64_t i) {
+    const auto read = [&](float(&d)[kSpan], float(&xhat)[kSpan], int i) {
       load_some<kSpan, Y>(d, dy + (at + i), channels - i, wide);
       load_some<kSpan, S>(xhat, s + (at + i), channels - i, wide);
       FOVEA_UNROLL
       for (int e = 0; e < kSpan; ++e) xhat[e] = (xhat[e] - m) * r;
     };
-    float d[kSpans][kSpan], xhat[kSpans][kSpan];
-    FOVEA_UNROLL
-    for (int k = 0; k < kSpans; ++k) {
-      if (first + k * kStep < channels) read(d[k], xhat[k], first + k * kStep);
-    }
-    // f(k or -1, dy, xhat, i)
-    const auto each = [&](auto&& f) {
-      FOVEA_UNROLL
-      for (int k = 0; k < kSpans; ++k) {
-        if (first + k * kStep < channels) f(k, d[k], xhat[k], first + k * kStep);
-      }
-      for (int64_t i = first + kSpans * kStep; i < channels; i += kStep) {
-        float d_here[kSpan], xhat_here[kSpan];
-        read(d_here, xhat_here, i);
-        f(-1, d_here, xhat_here, i);
-      }
-    };
-
-    float sum_g = 0.0f, sum_gx = 0.0f;
-    each([&](int k, const float(&dy_i)[kSpan], const float(&x)[kSpan], int64_t i) {
-      float weight[kSpan];
-      load_some<kSpan, float>(weight, gamma + i, channels - i, wide);
+    float d[kSpan], xhat[kSpan], sums[2] = {0.0f, 0.0f};  // of g and of g xhat
+    const auto add = [&](const float(&dy_i)[kSpan], const float(&x)[kSpan],
+                         const float(&gamma_i)[kSpan]) {
       FOVEA_UNROLL
       for (int e = 0; e < kSpan; ++e) {  // dy and gamma are 0 past the row's end
-        const float g = dy_i[e] * weight[e];
-        sum_g += g;
-        sum_gx = fma(g, x[e], sum_gx);
-        if (k >= 0) {
-          sum_gamma[k][e] = fma(dy_i[e], x[e], sum_gamma[k][e]);
-          sum_beta[k][e] += dy_i[e];
-        } else if (i + e < channels) {
-          to_gamma[i + e] += dy_i[e] * x[e];
-          to_beta[i + e] += dy_i[e];
-        }
+        const float g = dy_i[e] * gamma_i[e];
+        sums[0] += g;
+        sums[1] = fma(g, x[e], sums[1]);
       }
-    });
-    const float n = static_cast<float>(channels);
-    const float a = rms ? 0.0f : team_sum<kWarps>(sum_g, room) / n;
-    const float b = team_sum<kWarps>(sum_gx, room) / n;
-    each([&](int, const float(&dy_i)[kSpan], const float(&x)[kSpan], int64_t i) {
-      float weight[kSpan], result[kSpan];
-      load_some<kSpan, float>(weight, gamma + i, channels - i, wide);
-      FOVEA_UNROLL
-      for (int e = 0; e < kSpan; ++e) result[e] = r * (dy_i[e] * weight[e] - a - x[e] * b);
-      if (dsum != nullptr) {
-        load_some<kSpan, S>(weight, dsum + (at + i), channels - i, wide);
-        FOVEA_UNROLL
-        for (int e = 0; e < kSpan; ++e) result[e] += weight[e];
-      }
-      store_some<kSpan, S>(ds + (at + i), result, channels - i, wide);
-    });
-  }
-
-  const auto each_held = [&](auto&& f) {
-    FOVEA_UNROLL
-    for (int k = 0; k < kSpans; ++k) {
-      const int64_t i = first + k * kStep;
+    };
+    if (first < channels) {
+      read(d, xhat, first);
+      add(d, xhat, weight);
       FOVEA_UNROLL
       for (int e = 0; e < kSpan; ++e) {
-        if (i + e < channels) f(i + e, sum_gamma[k][e], sum_beta[k][e]);
+        sum_gamma[e] = fma(d[e], xhat[e], sum_gamma[e]);
+        sum_beta[e] += d[e];
       }
     }
-  };
-  if constexpr (kWarps > 1) {
-    each_held([&](int64_t i, float of_gamma, float of_beta) {
-      to_gamma[i] = of_gamma;
-      to_beta[i] = of_beta;
-    });
+    for (int i = first + step; kPast && i < channels; i += step) {
+      float d_here[kSpan], xhat_here[kSpan], weight_here[kSpan];
+      read(d_here, xhat_here, i);
+      load_some<kSpan, float>(weight_here, gamma + i, channels - i, wide);
+      add(d_here, xhat_here, weight_here);
+      for (int e = 0; e < kSpan && i + e < channels; ++e) {
+        to_gamma[i + e] += d_here[e] * xhat_here[e];
+        to_beta[i + e] += d_here[e];
+      }
+    }
+    if constexpr (kBlock) {
+      block_sums(sums, room + 64 * turn);
+      turn ^= 1;
+    } else {
+      sums[0] = warp_sum(sums[0]);
+      sums[1] = warp_sum(sums[1]);
+    }
+    const float n = static_cast<float>(channels);
+    const float a = rms ? 0.0f : sums[0] / n, b = sums[1] / n;
+    const auto write = [&](const float(&dy_i)[kSpan], const float(&x)[kSpan],
+                           const float(&gamma_i)[kSpan], int i) {
+      float result[kSpan];
+      FOVEA_UNROLL
+      for (int e = 0; e < kSpan; ++e) result[e] = r * (dy_i[e] * gamma_i[e] - a - x[e] * b);
+      if (dsum != nullptr) {
+        float more[kSpan];
+        load_some<kSpan, S>(more, dsum + (at + i), channels - i, wide);
+        FOVEA_UNROLL
+        for (int e = 0; e < kSpan; ++e) result[e] += more[e];
+      }
+      store_some<kSpan, S>(ds + (at + i), result, channels - i, wide);
+    };
+    if (first < channels) write(d, xhat, weight, first);
+    for (int i = first + step; kPast && i < channels; i += step) {
+      float d_here[kSpan], xhat_here[kSpan], weight_here[kSpan];
+      read(d_here, xhat_here, i);
+      load_some<kSpan, float>(weight_here, gamma + i, channels - i, wide);
+      write(d_here, xhat_here, weight_here, i);
+    }
+  }
+
+  if constexpr (kBlock) {
+    for (int e = 0; e < kSpan; ++e) {
+      if (first + e >= channels) break;
+      to_gamma[first + e] = sum_gamma[e];
+      to_beta[first + e] = sum_beta[e];
+    }
   } else {  // the block's warps one after another
-    for (int turn = 0; turn < kTeams; ++turn) {
-      if (team == turn) {
-        each_held([&](int64_t i, float of_gamma, float of_beta) {
-          columns[i] = turn == 0 ? of_gamma : columns[i] + of_gamma;
-          columns[kColumns + i] = turn == 0 ? of_beta : columns[kColumns + i] + of_beta;
-        });
+    for (int w = 0; w < teams; ++w) {
+      if (team == w) {
+        FOVEA_UNROLL
+        for (int e = 0; e < kSpan; ++e) {
+          const int i = first + e;
+          if (i >= channels) continue;
+          columns[i] = w == 0 ? sum_gamma[e] : columns[i] + sum_gamma[e];
+          columns[kColumns + i] = w == 0 ? sum_beta[e] : columns[kColumns + i] + sum_beta[e];
+        }
       }
       sync_block();
     }
-    for (int64_t i = threadIdx.x; i < channels; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < channels; i += kThreads) {
       to_gamma[i] = columns[i];
       to_beta[i] = columns[kColumns + i];
     }
   }
 }
 
+constexpr int kSumThreads = 1024;
+
 // out [n] = sums over the rows of x [rows, n]: 32 columns a block, warps share the rows.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSumThreads)
     sum_rows_kernel(Global<float> out, Global<const float> x, int64_t rows, int64_t n) {
-  FOVEA_SHARED(float, parts, kThreads);
+  FOVEA_SHARED(float, parts, kSumThreads);
+  constexpr int kWarps = kSumThreads / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t column = int64_t{blockIdx.x} * 32 + lane;
   float total = 0.0f;
   if (column < n) {
-    for (int64_t row = warp; row < rows; row += kWarpsInBlock) total += x[row * n + column];
+    FOVEA_UNROLL_4
+    for (int64_t row = warp; row < rows; row += kWarps) total += x[row * n + column];
   }
   parts[threadIdx.x] = total;
   sync_block();
   if (warp > 0 || column >= n) return;
-  for (int w = 1; w < kWarpsInBlock; ++w) total += parts[w * 32 + lane];
+  for (int w = 1; w < kWarps; ++w) total += parts[w * 32 + lane];
   out[column] = total;
 }
 
@@ -161,32 +168,32 @@ __global__ void __launch_bounds__(kThreads)
 
 void norm_backward(const NormBackward& c, float* sums, float* partial, int64_t rows,
                    Stream stream) {
-  const int64_t parts = norm_parts(rows);
+  const int64_t parts = norm_parts(rows, c.channels);
   if (parts > 0) {
     const bool wide = c.channels % kSpan == 0 && on_boundaries({c.dy, c.s, c.dsum, c.ds, c.gamma});
-    const auto run = [&]<int kWarps, int kSpans>(Width<kWarps>, Width<kSpans>) {
+    const auto run = [&]<Team kTeam>(std::integral_constant<Team, kTeam>) {
       with_floating(c.s_dtype, [&](auto s) {
         with_floating(c.dy_dtype, [&](auto dy) {
           using S = decltype(s);
           using Y = decltype(dy);
-          launch<norm_backward_kernel<S, Y, kWarps, kSpans>>(
-              parts, kThreads, 0, stream, static_cast<S*>(c.ds), partial,
+          launch<norm_backward_kernel<S, Y, kTeam>>(
+              parts, norm_threads(c.channels), 0, stream, static_cast<S*>(c.ds), partial,
               static_cast<const Y*>(c.dy), static_cast<const S*>(c.s),
-              static_cast<const S*>(c.dsum), c.gamma, c.mean, c.rstd, rows, c.channels, c.rms,
-              wide);
+              static_cast<const S*>(c.dsum), c.gamma, c.mean, c.rstd, rows,
+              static_cast<int>(c.channels), c.rms, wide);
         });
       });
     };
-    if (c.channels <= kColumns / 2)
-      run(Width<1>{}, Width<2>{});
-    else if (c.channels <= kColumns)
-      run(Width<1>{}, Width<4>{});
+    if (c.channels <= kColumns)
+      run(std::integral_constant<Team, Team::warp>{});
+    else if (c.channels <= kMostThreads * kSpan)
+      run(std::integral_constant<Team, Team::block>{});
     else
-      run(Width<kWarpsInBlock>{}, Width<4>{});
+      run(std::integral_constant<Team, Team::past>{});
   }
   if (c.channels == 0) return;
-  launch<sum_rows_kernel>(ceil_div(2 * c.channels, 32), kThreads, 0, stream, sums, partial, parts,
-                          2 * c.channels);
+  launch<sum_rows_kernel>(ceil_div(2 * c.channels, 32), kSumThreads, 0, stream, sums, partial,
+                          parts, 2 * c.channels);
 }
 
 }  // namespace FOVEA_GPU

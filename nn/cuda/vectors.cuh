@@ -156,7 +156,8 @@ __device__ inline void each_of_row(int64_t at, int64_t n, bool wide, F f) {
   if (head > n) head = n;
   const int64_t body = head + (n - head) / N * N;
   for (int64_t i = thread; i < head; i += threads) f(Width<1>{}, i);
-  for (int64_t i = head + thread * N; i < body; i += threads * N) f(Width<N>{}, i);
+  FOVEA_UNROLL_4  // so many loads are in flight
+      for (int64_t i = head + thread * N; i < body; i += threads * N) f(Width<N>{}, i);
   for (int64_t i = body + thread; i < n; i += threads) f(Width<1>{}, i);
 }
 

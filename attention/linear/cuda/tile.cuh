@@ -12,10 +12,8 @@
 
 #if defined(__CUDACC__)
 #define FOVEA_UNROLL_2 _Pragma("unroll 2")
-#define FOVEA_NO_UNROLL _Pragma("unroll 1")
 #else
 #define FOVEA_UNROLL_2
-#define FOVEA_NO_UNROLL
 #endif
 
 namespace FOVEA_GPU {

@@ -11,19 +11,7 @@
 #include "attention/score/rule.h"
 #include "core/cuda/kernel.cuh"
 
-#if defined(__CUDACC__)
-#define FOVEA_UNROLL _Pragma("unroll")
-#define FOVEA_UNROLL_4 _Pragma("unroll 4")
-#define FOVEA_NO_UNROLL _Pragma("unroll 1")
-#else
-#define FOVEA_UNROLL
-#define FOVEA_UNROLL_4
-#define FOVEA_NO_UNROLL
-#endif
-
 namespace FOVEA_GPU {
-
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // A score in base 2, for online rules: exp(s) is exp2 of it.
 struct Log2 {
@@ -238,11 +226,6 @@ __device__ inline Tile classify(const Arguments<T>& a, int b, int h0, int h1, in
 }
 
 // ---- scores -------------------------------------------------------------------------------------
-
-// 1 - 2 / (1 + exp(2x)): within 2e-7 of tanh.
-__device__ inline float tanh_fast(float x) {
-  return 1.0f - 2.0f * reciprocal_fast(1.0f + exp2_fast(2.0f * kLog2e * x));
-}
 
 // A product -> a score before `factor`, where a.adjusts. `cap` receives the derivative of the
 // soft-cap.

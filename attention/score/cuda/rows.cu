@@ -48,6 +48,26 @@ void turn(const attention::TurnedRows& r, Stream stream) {
       r.sine, r);
 }
 
+// kLanes lanes a row, each 16 bytes at a time of rows that lie on 16-byte boundaries.
+template <int kLanes>
+__global__ void __launch_bounds__(kThreads) delta_bf16_kernel(Arguments<bf16> a) {
+  constexpr int kWide = 8;
+  const int64_t row = int64_t{blockIdx.x} * (kThreads / kLanes) + threadIdx.x / kLanes;
+  if (row >= int64_t{a.B} * a.H * a.N) return;
+  const int i = static_cast<int>(row % a.N), bh = static_cast<int>(row / a.N);
+  const Global<const bf16> out = a.result.at(bh / a.H, bh % a.H) + i * a.result.row,
+                           dout = a.dout.at(bh / a.H, bh % a.H) + i * a.dout.row;
+  float sum = 0.0f;
+  for (int d = Lanes<kLanes>::rank() * kWide; d < a.Dv; d += kLanes * kWide) {
+    const Vec<bf16, kWide> x = load<kWide>(out + d), y = load<kWide>(dout + d);
+    FOVEA_UNROLL
+    for (int e = 0; e < kWide; ++e)
+      sum = fma(static_cast<float>(x[e]), static_cast<float>(y[e]), sum);
+  }
+  sum = Lanes<kLanes>::sum(sum);
+  if (Lanes<kLanes>::rank() == 0) a.delta[row] = sum;
+}
+
 // A warp a row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) delta_kernel(Arguments<T> a) {
@@ -98,6 +118,16 @@ __global__ void __launch_bounds__(kThreads)
   out[e] = sum;
 }
 
+// Whether all rows of width Dv are whole accesses of 16 bytes.
+bool whole_accesses(const attention::ScoreRows& r, int Dv) {
+  return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 &&
+         ((r.batch | r.head | r.row | Dv) & 7) == 0;
+}
+template <int kLanes>
+void delta_bf16(const attention::ScoreCall& call, Stream stream) {
+  launch<delta_bf16_kernel<kLanes>>(ceil_div(int64_t{call.B} * call.H * call.N, kThreads / kLanes),
+                                    kThreads, 0, stream, arguments<bf16, SoftmaxRule>(call));
+}
 template <typename T>
 void delta(const attention::ScoreCall& call, Stream stream) {
   launch<delta_kernel<T>>(ceil_div(int64_t{call.B} * call.H * call.N, kThreads / kWarp), kThreads,
@@ -114,10 +144,12 @@ void turn_rows(const attention::TurnedRows& r, Stream stream) {
 }
 
 void score_delta(const attention::ScoreCall& call, Stream stream) {
-  if (call.q.dtype == Dtype::bf16)
-    delta<bf16>(call, stream);
-  else
+  if (call.q.dtype != Dtype::bf16)
     delta<float>(call, stream);
+  else if (whole_accesses(call.out, call.Dv) && whole_accesses(call.dout, call.Dv))
+    call.Dv <= 64 ? delta_bf16<8>(call, stream) : delta_bf16<16>(call, stream);
+  else
+    delta<bf16>(call, stream);
 }
 
 void score_dsink(float* dsink, const attention::ScoreCall& call, Stream stream) {
