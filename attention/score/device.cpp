@@ -17,17 +17,17 @@ namespace {
 constexpr int64_t kSplitKeys = 256;  // the fewest keys of a split
 constexpr int64_t kFewRows = 64;     // of a block, when its time is that of reading keys
 
-// Forward blocks that run at once: two an SM. The interpreted device counts as an H100.
-int64_t blocks_at_once(Device device) {
+// SMs. The interpreted device counts as an H100.
+int processors_of(Device device) {
   static std::mutex mutex;
-  static std::map<std::pair<Device::Kind, int>, int64_t> known;
+  static std::map<std::pair<Device::Kind, int>, int> known;
   const std::lock_guard lock(mutex);
-  int64_t& blocks = known[{device.kind, device.index}];
-  if (blocks == 0) {
+  int& processors = known[{device.kind, device.index}];
+  if (processors == 0) {
     const DeviceInfo info = FOVEA_GPU_CALL(device, device_info, device.index);
-    blocks = 2 * (info.architecture == 0 ? 132 : info.processors);
+    processors = info.architecture == 0 ? 132 : info.processors;
   }
-  return blocks;
+  return processors;
 }
 
 // Over how many blocks, at most `most`, to split the keys of each of `blocks` blocks. With few rows
@@ -108,8 +108,11 @@ class DeviceCall {
     c_.q = rows_of(q_);
     c_.k = rows_of(k_);
     c_.v = rows_of(v_);
-    suspect_ = Tensor::zeros({p.B, p.H, p.N}, Dtype::u8, device_);
-    c_.suspect = pointer<uint8_t>(suspect_);
+    const int64_t rows = p.B * p.H * p.N, taken = (rows + 3) / 4 * 4;  // bytes before the counter
+    zeros_ = Tensor::zeros({taken + 4}, Dtype::u8, device_);
+    c_.suspect = pointer<uint8_t>(zeros_);
+    c_.taken = reinterpret_cast<int32_t*>(c_.suspect + taken);
+    c_.processors = processors_of(device_);
   }
 
   ScoreCall& call() { return c_; }
@@ -146,8 +149,8 @@ class DeviceCall {
     const int64_t rows = c_.packed ? p_.group() * p_.N : p_.N,
                   blocks = p_.B * (c_.packed ? p_.Hkv : p_.H) * ((rows + kFewRows - 1) / kFewRows),
                   most = std::max<int64_t>(1, p_.M / kSplitKeys);
-    c_.splits =
-        static_cast<int>(splits_for(blocks, blocks_at_once(device_), most, rows <= kFewRows));
+    const int64_t at_once = 2 * processors_of(device_);
+    c_.splits = static_cast<int>(splits_for(blocks, at_once, most, rows <= kFewRows));
     if (c_.splits == 1) return;
     partial_ = Tensor::empty({c_.splits, p_.B * p_.H * p_.N, p_.Dv + 2}, Dtype::f32, device_);
     c_.partial = partial_.data<float>();
@@ -230,7 +233,7 @@ class DeviceCall {
   const ScoreOptions options_;
   const Device device_;
   const DeviceRotary rotary_;
-  Tensor q_, k_, v_, suspect_, partial_;
+  Tensor q_, k_, v_, zeros_, partial_;
   ScoreCall c_{};
 };
 
