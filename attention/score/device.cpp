@@ -108,10 +108,6 @@ class DeviceCall {
     c_.q = rows_of(q_);
     c_.k = rows_of(k_);
     c_.v = rows_of(v_);
-    const int64_t rows = p.B * p.H * p.N, taken = (rows + 3) / 4 * 4;  // bytes before the counter
-    zeros_ = Tensor::zeros({taken + 4}, Dtype::u8, device_);
-    c_.suspect = pointer<uint8_t>(zeros_);
-    c_.taken = reinterpret_cast<int32_t*>(c_.suspect + taken);
     c_.processors = processors_of(device_);
   }
 
@@ -233,7 +229,7 @@ class DeviceCall {
   const ScoreOptions options_;
   const Device device_;
   const DeviceRotary rotary_;
-  Tensor q_, k_, v_, zeros_, partial_;
+  Tensor q_, k_, v_, partial_;
   ScoreCall c_{};
 };
 
@@ -245,6 +241,8 @@ void device_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& 
   DeviceCall device_call(rule, p, in, mask, options);
   ScoreCall& call = device_call.call();
   device_call.split();
+  const Tensor suspect = Tensor::empty({p.B, p.H, p.N}, Dtype::u8, device_call.device());
+  call.suspect = suspect.data<uint8_t>();
   call.out = rows_of(result.out);
   call.lse = result.lse.data<float>();
   rule.device_forward(device_call.device(), call);
@@ -267,7 +265,8 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   ScoreCall& call = device_call.call();
   const Tensor dout = device_call.aligned(dout_given),
                delta = Tensor::empty({p.B, p.H, p.N}, Dtype::f32, device),
-               suspect = Tensor::zeros({p.B, p.Hkv, p.M}, Dtype::u8, device),
+               suspect = Tensor::zeros({p.B, p.H, p.N}, Dtype::u8, device),
+               suspect_keys = Tensor::zeros({p.B, p.Hkv, p.M}, Dtype::u8, device),
                dq = device_call.dq_before_turn(grads.dq), dk = device_call.before_turn(grads.dk);
   const bool share_batch = in.bias.defined() && in.bias.dim(0) == 1 && p.B > 1,
              share_heads = in.bias.defined() && in.bias.dim(1) == 1 && p.H > 1;
@@ -277,7 +276,8 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   call.dout = rows_of(dout);
   call.lse = result.lse.data<float>();
   call.delta = delta.data<float>();
-  call.suspect_keys = suspect.data<uint8_t>();
+  call.suspect = suspect.data<uint8_t>();
+  call.suspect_keys = suspect_keys.data<uint8_t>();
   call.dq = rows_of(dq);
   call.dk = rows_of(dk);
   call.dv = rows_of(grads.dv);

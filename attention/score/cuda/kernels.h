@@ -51,8 +51,8 @@ struct ScoreCall : ScoreSizes {
   ScoreRows q, k, v, out;
   float* lse = nullptr;      // [B, H, N], in rule.h's words the row statistic
   float* partial = nullptr;  // with splits: [splits, B H N, Dv + 2]: acc, m, l
-  // Zeros before; 1 for rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): they
-  // are computed again, exactly.
+  // 1 for rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): they are computed
+  // again, exactly. Backward: zeros before.
   uint8_t *suspect = nullptr, *suspect_keys = nullptr;
   // Of kernels whose blocks take one piece of work after another: SMs, and a counter, zero before.
   int processors = 1;

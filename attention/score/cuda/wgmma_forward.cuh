@@ -30,8 +30,8 @@ struct ForwardTiles {
   static constexpr bool kTurns = Turns, kPlain = Plain;
   static constexpr int kRows = kGroupRows * kConsumers, kThreads = kGroupThreads * (1 + kConsumers);
   // setmaxnreg: the producer's, a consumer's; all of a block's fit 65536.
-  static constexpr int kProducerRegisters = kConsumers == 2 ? (kPlain ? 24 : 56) : 32,
-                       kConsumerRegisters = kConsumers == 2 ? (kPlain ? 240 : 224) : 160;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? (kPlain ? 24 : 48) : 32,
+                       kConsumerRegisters = kConsumers == 2 ? (kPlain ? 240 : 232) : 160;
   using Q = BoxTile<kGroupRows, kD>;  // of a consumer
   using K = BoxTile<kKeys, kD>;
   // Shared memory: q, stages of k, stages of v, and rows on their way out, which take q's place
@@ -78,7 +78,8 @@ constexpr int kNoMore = -1;  // posted instead of a piece of work or a tile
 // What producer and consumers share.
 struct ForwardRoom {
   Shared<Barrier> q_full, q_empty, k_full, k_empty, v_full, v_empty;
-  Shared<int> posts;  // the piece of work; of each stage, unless kPlain: 2 tile + whole
+  Shared<int> posts;   // the piece of work; of each stage, unless kPlain: 2 tile + whole
+  Shared<int> broken;  // of a consumer's warp: rows with a NaN or an infinity
   Shared<bf16> q, k, v, out;
 };
 
@@ -152,38 +153,48 @@ __device__ inline void produce(const Arguments<bf16>& a, const ForwardList& list
   }
 }
 
-// A piece of work's rows, one consumer's, on their way out.
+// A piece of work's rows, one consumer's, on their way out. Those that a NaN or an infinity reached
+// are made again, exactly (exact.cuh).
 template <class Rule, class Z>
-__device__ inline void finish_rows(const Arguments<bf16>& a, const ForwardWork& work, int consumer,
+__device__ inline void finish_rows(const Rule& rule, const Arguments<bf16>& a,
+                                   const ForwardWork& work, const ForwardRoom& room, int consumer,
                                    int i, const RowState& state, float (&o)[Z::kD / 2],
-                                   Shared<bf16> room, const TensorMap& out_map) {
-  const int t = static_cast<int>(threadIdx.x) % kGroupThreads;
+                                   const TensorMap& out_map) {
+  const int t = static_cast<int>(threadIdx.x) % kGroupThreads, first_warp = consumer * 4;
+  const Shared<bf16> out = room.out + consumer * Z::Q::kValues;
+  unsigned broken[2];  // bit 4 r: row r of the warp's first or last 8
   FOVEA_UNROLL
   for (int half = 0; half < 2; ++half) {
     const RowEnd end = finish_row<Rule>(state.m[half], quad_sum(state.l[half]));
-    float broken = 0.0f;
+    float worst = 0.0f;
     FOVEA_UNROLL
     for (int n = 0; n < Z::kD / 4; ++n) {
       float& x = o[n / 2 * 4 + 2 * half + n % 2];
       x *= end.factor;
-      if (!finite(x)) broken = 1.0f;
+      worst = finite(x) ? worst : 1.0f;
     }
-    broken = quad_max(broken);
     const int row = i + 8 * half;
-    if (t % 4 == 0 && row < a.N) {
-      const int64_t at = a.row(work.b, work.h, row);
-      a.lse[at] = end.statistic;
-      if (broken > 0.0f) a.suspect[at] = 1;
-    }
+    if (t % 4 == 0 && row < a.N) a.lse[a.row(work.b, work.h, row)] = end.statistic;
+    broken[half] = ballot(quad_max(worst) > 0.0f && row < a.N);
   }
   if (t == 0) wait_bulk_read<0>();  // the room's last rows have left
   sync_named(kGroupBarrier + consumer, kGroupThreads);
-  put_rows<Z::kD>(room, o);
+  if (t % kWarp == 0) room.broken[first_warp + t / kWarp] = static_cast<int>(broken[0] | broken[1]);
+  put_rows<Z::kD>(out, o);
   fence_async();
   sync_named(kGroupBarrier + consumer, kGroupThreads);
   if (t == 0) {
-    Z::Q::store(out_map, room, work.row0 + consumer * kGroupRows, work.h, work.b);
+    Z::Q::store(out_map, out, work.row0 + consumer * kGroupRows, work.h, work.b);
     commit_bulk();
+  }
+  const Vec<int, 4> marks = load<4>(room.broken + first_warp);
+  if ((marks[0] | marks[1] | marks[2] | marks[3]) == 0) return;
+  if (t == 0) wait_bulk<0>();
+  sync_named(kGroupBarrier + consumer, kGroupThreads);
+  FOVEA_NO_UNROLL
+  for (int r = 0; r < 16; ++r) {
+    if (((r < 8 ? broken[0] : broken[1]) >> r % 8 * 4 & 1u) == 0) continue;
+    exact_row<Rule>(rule, a, Exact::out, fresh(work.b), fresh(work.h), i - t % kWarp / 4 + r, 0);
   }
 }
 
@@ -193,8 +204,7 @@ __device__ inline void consume(const Rule& rule, const Arguments<bf16>& a, const
   constexpr int kKeys = Z::kKeys, kD = Z::kD;
   const int t = static_cast<int>(threadIdx.x) % kGroupThreads;
   const bool one_lane = t % kWarp == 0;
-  const Shared<bf16> q = room.q + consumer * Z::Q::kValues,
-                     out = room.out + consumer * Z::Q::kValues;
+  const Shared<bf16> q = room.q + consumer * Z::Q::kValues;
   constexpr int kTurnThreads = 2 * kGroupThreads;
   const int turn = kTurnBarrier + consumer,
             next_turn = kTurnBarrier + (consumer + 1) % Z::kConsumers;
@@ -319,7 +329,7 @@ __device__ inline void consume(const Rule& rule, const Arguments<bf16>& a, const
       keep(o);
       give_back(room.v_empty, v_at);
     }
-    finish_rows<Rule, Z>(a, work, consumer, i, state, o, out, out_map);
+    finish_rows<Rule, Z>(rule, a, work, room, consumer, i, state, o, out_map);
     if (!Z::kOwnRoom && t == 0) {
       wait_bulk_read<0>();
       barrier_arrive(room.q_empty);
@@ -342,6 +352,7 @@ __global__ void __launch_bounds__(Z::kThreads, 1)
   FOVEA_SHARED(Barrier, k_barriers, 2 * Z::kStages);
   FOVEA_SHARED(Barrier, v_barriers, 2 * Z::kStages);
   FOVEA_SHARED(int, posts, 1 + Z::kStages);
+  FOVEA_SHARED(int, broken, 4 * Z::kConsumers);
   ForwardRoom room;
   room.q_full = q_barriers + 0;
   room.q_empty = q_barriers + 1;
@@ -350,6 +361,7 @@ __global__ void __launch_bounds__(Z::kThreads, 1)
   room.v_full = v_barriers + 0;
   room.v_empty = v_barriers + Z::kStages;
   room.posts = posts + 0;
+  room.broken = broken + 0;
   room.q = dynamic_shared<bf16>();
   room.k = room.q + Z::kConsumers * Z::Q::kValues;
   room.v = room.k + Z::kStages * Z::K::kValues;
@@ -418,7 +430,6 @@ void wgmma_forward(const attention::ScoreCall& call, Stream stream) {
     wgmma_forward_by<Rule, 128, 128, 2, 2, true>(call, stream);
   else
     wgmma_forward_by<Rule, 256, 64, 2, 2, true>(call, stream);
-  exact_rows<Rule, bf16>(call, Exact::out, stream);
 }
 
 }  // namespace FOVEA_GPU
