@@ -17,17 +17,17 @@ namespace {
 constexpr int64_t kSplitKeys = 256;  // the fewest keys of a split
 constexpr int64_t kFewRows = 64;     // of a block, when its time is that of reading keys
 
-// Forward blocks that run at once: two an SM. The interpreted device counts as an H100.
-int64_t blocks_at_once(Device device) {
+// SMs. The interpreted device counts as an H100.
+int processors_of(Device device) {
   static std::mutex mutex;
-  static std::map<std::pair<Device::Kind, int>, int64_t> known;
+  static std::map<std::pair<Device::Kind, int>, int> known;
   const std::lock_guard lock(mutex);
-  int64_t& blocks = known[{device.kind, device.index}];
-  if (blocks == 0) {
+  int& processors = known[{device.kind, device.index}];
+  if (processors == 0) {
     const DeviceInfo info = FOVEA_GPU_CALL(device, device_info, device.index);
-    blocks = 2 * (info.architecture == 0 ? 132 : info.processors);
+    processors = info.architecture == 0 ? 132 : info.processors;
   }
-  return blocks;
+  return processors;
 }
 
 // Over how many blocks, at most `most`, to split the keys of each of `blocks` blocks. With few rows
@@ -108,8 +108,7 @@ class DeviceCall {
     c_.q = rows_of(q_);
     c_.k = rows_of(k_);
     c_.v = rows_of(v_);
-    suspect_ = Tensor::zeros({p.B, p.H, p.N}, Dtype::u8, device_);
-    c_.suspect = pointer<uint8_t>(suspect_);
+    c_.processors = processors_of(device_);
   }
 
   ScoreCall& call() { return c_; }
@@ -146,8 +145,8 @@ class DeviceCall {
     const int64_t rows = c_.packed ? p_.group() * p_.N : p_.N,
                   blocks = p_.B * (c_.packed ? p_.Hkv : p_.H) * ((rows + kFewRows - 1) / kFewRows),
                   most = std::max<int64_t>(1, p_.M / kSplitKeys);
-    c_.splits =
-        static_cast<int>(splits_for(blocks, blocks_at_once(device_), most, rows <= kFewRows));
+    const int64_t at_once = 2 * processors_of(device_);
+    c_.splits = static_cast<int>(splits_for(blocks, at_once, most, rows <= kFewRows));
     if (c_.splits == 1) return;
     partial_ = Tensor::empty({c_.splits, p_.B * p_.H * p_.N, p_.Dv + 2}, Dtype::f32, device_);
     c_.partial = partial_.data<float>();
@@ -230,7 +229,7 @@ class DeviceCall {
   const ScoreOptions options_;
   const Device device_;
   const DeviceRotary rotary_;
-  Tensor q_, k_, v_, suspect_, partial_;
+  Tensor q_, k_, v_, partial_;
   ScoreCall c_{};
 };
 
@@ -242,6 +241,8 @@ void device_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& 
   DeviceCall device_call(rule, p, in, mask, options);
   ScoreCall& call = device_call.call();
   device_call.split();
+  const Tensor suspect = Tensor::empty({p.B, p.H, p.N}, Dtype::u8, device_call.device());
+  call.suspect = suspect.data<uint8_t>();
   call.out = rows_of(result.out);
   call.lse = result.lse.data<float>();
   rule.device_forward(device_call.device(), call);
@@ -264,7 +265,8 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   ScoreCall& call = device_call.call();
   const Tensor dout = device_call.aligned(dout_given),
                delta = Tensor::empty({p.B, p.H, p.N}, Dtype::f32, device),
-               suspect = Tensor::zeros({p.B, p.Hkv, p.M}, Dtype::u8, device),
+               suspect = Tensor::zeros({p.B, p.H, p.N}, Dtype::u8, device),
+               suspect_keys = Tensor::zeros({p.B, p.Hkv, p.M}, Dtype::u8, device),
                dq = device_call.dq_before_turn(grads.dq), dk = device_call.before_turn(grads.dk);
   const bool share_batch = in.bias.defined() && in.bias.dim(0) == 1 && p.B > 1,
              share_heads = in.bias.defined() && in.bias.dim(1) == 1 && p.H > 1;
@@ -274,7 +276,8 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   call.dout = rows_of(dout);
   call.lse = result.lse.data<float>();
   call.delta = delta.data<float>();
-  call.suspect_keys = suspect.data<uint8_t>();
+  call.suspect = suspect.data<uint8_t>();
+  call.suspect_keys = suspect_keys.data<uint8_t>();
   call.dq = rows_of(dq);
   call.dk = rows_of(dk);
   call.dv = rows_of(grads.dv);

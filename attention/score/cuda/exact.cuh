@@ -59,13 +59,13 @@ __device__ inline ExactPair exact_pair(const Rule& rule, const Arguments<T>& a, 
   return {p * keep, ds * cap, ds};
 }
 
-// sums[c] += f x[column0 + c 32 + lane]
+// sums[c] += f x[column + 32 c], column the lane's first.
 template <typename T>
 __device__ inline void exact_add(float (&sums)[kSlab / kWarp], float f, Global<const T> x,
-                                 int column0, int d) {
+                                 int column, int d) {
   FOVEA_UNROLL
   for (int c = 0; c < kSlab / kWarp; ++c) {
-    const int at = column0 + c * kWarp + static_cast<int>(threadIdx.x) % kWarp;
+    const int at = column + c * kWarp;
     if (at < d) sums[c] = fma(f, static_cast<float>(x[at]), sums[c]);
   }
 }
@@ -75,7 +75,7 @@ __device__ inline void exact_add(float (&sums)[kSlab / kWarp], float f, Global<c
 template <class Rule, typename T>
 __device__ inline void exact_row(const Rule& rule, const Arguments<T>& a, Exact what, int b,
                                  int head, int row, int column0) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int lane = fresh(static_cast<int>(threadIdx.x)) % kWarp, column = column0 + lane;
   const bool keys = what == Exact::keys;
   const int partners = keys ? a.N : a.M;
   float first[kSlab / kWarp] = {}, second[kSlab / kWarp] = {};
@@ -94,19 +94,19 @@ __device__ inline void exact_row(const Rule& rule, const Arguments<T>& a, Exact 
         const float p = shuffle(pair.p, n), ds = shuffle(pair.ds, n);
         const int64_t partner = at + n;
         if (what == Exact::out)
-          exact_add<T>(first, p, a.v.at(b, hk) + partner * a.v.row, column0, a.Dv);
+          exact_add<T>(first, p, a.v.at(b, hk) + partner * a.v.row, column, a.Dv);
         if (what == Exact::dq)
-          exact_add<T>(first, ds, a.k.at(b, hk) + partner * a.k.row, column0, a.D);
+          exact_add<T>(first, ds, a.k.at(b, hk) + partner * a.k.row, column, a.D);
         if (keys) {
-          exact_add<T>(first, ds, a.q.at(b, h) + partner * a.q.row, column0, a.D);
-          exact_add<T>(second, p, a.dout.at(b, h) + partner * a.dout.row, column0, a.Dv);
+          exact_add<T>(first, ds, a.q.at(b, h) + partner * a.q.row, column, a.D);
+          exact_add<T>(second, p, a.dout.at(b, h) + partner * a.dout.row, column, a.Dv);
         }
       }
     }
   }
   FOVEA_UNROLL
   for (int c = 0; c < kSlab / kWarp; ++c) {
-    const int d = column0 + c * kWarp + lane;
+    const int d = column + c * kWarp;
     if (what == Exact::out && d < a.Dv)
       a.out.at(b, head)[row * a.out.row + d] = static_cast<T>(first[c]);
     if (what == Exact::dq && d < a.D)

@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
       a.partial[part + 1] = l[r];
     } else {
       a.lse[at] = end.statistic;
-      if (broken > 0.0f) a.suspect[at] = 1;
+      a.suspect[at] = broken > 0.0f ? 1 : 0;
     }
   }
 }

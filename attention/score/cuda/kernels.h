@@ -6,7 +6,7 @@
 // values; f32 rows have any length. Rotary positions and padding are turn_rows', before and after.
 
 #include "attention/score/rule.h"
-#include "core/cuda/gpu.h"
+#include "core/cuda/sm90.h"
 #include "core/dtype.h"
 #include "core/rng.h"
 
@@ -51,9 +51,12 @@ struct ScoreCall : ScoreSizes {
   ScoreRows q, k, v, out;
   float* lse = nullptr;      // [B, H, N], in rule.h's words the row statistic
   float* partial = nullptr;  // with splits: [splits, B H N, Dv + 2]: acc, m, l
-  // Zeros before; 1 for rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): they
-  // are computed again, exactly.
+  // 1 for rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): they are computed
+  // again, exactly. Backward: zeros before.
   uint8_t *suspect = nullptr, *suspect_keys = nullptr;
+  // Of kernels whose blocks take one piece of work after another: SMs, and a counter, zero before.
+  int processors = 1;
+  int32_t* taken = nullptr;
   // Backward. bf16: dq is f32 and zeros before.
   ScoreRows dout, dq, dk, dv;
   int32_t* turns = nullptr;  // zeros, one for each kFewestQueries queries; null: dq in any order
@@ -90,6 +93,7 @@ FOVEA_GPU_DECLARE(
       void name##_backward_f32(const attention::ScoreCall& call, Stream stream);        \
       void name##_forward_bf16_small(const attention::ScoreCall& call, Stream stream);  \
       void name##_forward_bf16_large(const attention::ScoreCall& call, Stream stream);  \
+      void name##_forward_sm90(const attention::ScoreCall& call, Stream stream);        \
       void name##_backward_bf16_small(const attention::ScoreCall& call, Stream stream); \
       void name##_backward_bf16_large(const attention::ScoreCall& call, Stream stream);)
 // `rule`, a ScoreRule, with these kernels.
@@ -99,6 +103,8 @@ FOVEA_GPU_DECLARE(
       [](::fovea::Device device, const ::fovea::attention::ScoreCall& c) {                   \
         if (c.q.dtype == ::fovea::Dtype::f32)                                                \
           FOVEA_GPU_CALL(device, name##_forward_f32, c, ::fovea::stream_of(device));         \
+        else if (::fovea::attention::forward_by_wgmma(device, c))                            \
+          FOVEA_SM90_CALL(device, name##_forward_sm90, c, ::fovea::stream_of(device));       \
         else if (c.D <= 96 && c.Dv <= 96)                                                    \
           FOVEA_GPU_CALL(device, name##_forward_bf16_small, c, ::fovea::stream_of(device));  \
         else                                                                                 \
@@ -114,6 +120,21 @@ FOVEA_GPU_DECLARE(
       })
 
 namespace fovea::attention {
+
+// Whether a forward call goes by the kernels of sm_90a: bf16 whose rows TMA can copy, and no split
+// keys or packed heads.
+inline bool forward_by_wgmma(Device device, const ScoreCall& c) {
+  const auto tiles = [&](const ScoreRows& r, int heads, int n) {
+    const auto fits = [](int length, int64_t stride) {
+      return length == 1 || (stride > 0 && stride % 8 == 0);
+    };
+    return fits(n, r.row) && fits(heads, r.head) && fits(c.B, r.batch) &&
+           reinterpret_cast<uintptr_t>(r.data) % 16 == 0;
+  };
+  return runs_sm90(device) && c.q.dtype == Dtype::bf16 && !c.packed && c.splits == 1 &&
+         c.D <= kWidestTile && c.Dv <= kWidestTile && c.M > 0 && tiles(c.q, c.H, c.N) &&
+         tiles(c.k, c.Hkv, c.M) && tiles(c.v, c.Hkv, c.M) && tiles(c.out, c.H, c.N);
+}
 
 inline ScoreRule on_devices(ScoreRule rule, void (*forward)(Device, const ScoreCall&),
                             void (*backward)(Device, const ScoreCall&)) {

@@ -72,16 +72,6 @@ __device__ inline void pack_a(uint32_t (&a)[4], const float (&left)[4], const fl
   a[3] = pack(right[2], right[3]);
 }
 
-// Over the 4 lanes of a row.
-__device__ inline float quad_sum(float x) {
-  x += shuffle_xor(x, 1);
-  return x + shuffle_xor(x, 2);
-}
-__device__ inline float quad_max(float x) {
-  x = max(x, shuffle_xor(x, 1));
-  return max(x, shuffle_xor(x, 2));
-}
-
 // A band's scores by way of shared memory, where each lane meets whole columns: what is seldom done
 // to scores (masks' edges, biases, dropout) is a loop there, and costs the registers of the usual
 // case nothing. `room` is the warp's.

@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) mma_forward_kernel(Rule rule, 
         a.partial[part + a.Dv + 1] = total;
       } else {
         a.lse[at] = end.statistic;
-        if (broken > 0.0f) a.suspect[at] = 1;
+        a.suspect[at] = broken > 0.0f ? 1 : 0;
       }
     }
   }

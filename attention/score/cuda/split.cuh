@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(Arguments<T> a) {
   broken = any(broken);
   if (lane == 0) {
     a.lse[row] = end.statistic;
-    if (broken) a.suspect[row] = 1;
+    a.suspect[row] = broken ? 1 : 0;
   }
 }
 

@@ -9,6 +9,16 @@
 
 namespace FOVEA_GPU {
 
+// Over the 4 lanes of a row.
+__device__ inline float quad_sum(float x) {
+  x += shuffle_xor(x, 1);
+  return x + shuffle_xor(x, 2);
+}
+__device__ inline float quad_max(float x) {
+  x = max(x, shuffle_xor(x, 1));
+  return max(x, shuffle_xor(x, 2));
+}
+
 // Blocks: row tiles (last first: under a causal mask they see most) x splits x heads x B.
 struct ForwardBlock {
   int b, h, hk, row0, rows, split;  // h: of row 0 when plain, the group's first when packed
