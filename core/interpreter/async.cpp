@@ -126,7 +126,7 @@ std::string Async::missing(const Thread& t) const {
 
 // ---- copies -------------------------------------------------------------------------------------
 
-void Async::load(Transactions& b, Thread& t, Tile to, int64_t bytes, const char* verb,
+void Async::load(Transactions& b, Thread& t, SharedTile to, int64_t bytes, const char* verb,
                  std::function<void()> copy, const Where& where) {
   if (!b.fenced)
     fault(concat(verb, " for a barrier whose thread ",
@@ -137,7 +137,7 @@ void Async::load(Transactions& b, Thread& t, Tile to, int64_t bytes, const char*
   b.loads.push_back({t.id, t.clock++, to, bytes, std::move(copy), where});
 }
 
-void Async::store(Thread& t, Tile from, int64_t bytes, const char* verb,
+void Async::store(Thread& t, SharedTile from, int64_t bytes, const char* verb,
                   std::function<void(const std::byte*)> write, const Where& where) {
   begin_async_read(*from.span, from.at, static_cast<size_t>(bytes), verb, where);
   Started& mine = of(t);

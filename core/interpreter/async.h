@@ -20,7 +20,7 @@ TensorMapFacts facts_of(const TensorMap& map);
 struct Load {
   int thread;
   uint32_t clock;  // of the thread
-  Tile to;
+  SharedTile to;
   int64_t bytes;
   std::function<void()> copy;
   Where where;
@@ -43,7 +43,7 @@ struct Transactions {
 
 // A copy from shared memory, which is read when its thread waits for that.
 struct Store {
-  Tile from;
+  SharedTile from;
   int64_t bytes;
   int group;
   std::vector<std::byte> values;  // as they were read
@@ -87,9 +87,9 @@ class Async {
   void fence_barriers(const Thread& t);
   void arrive(Transactions& b, Thread& t, int64_t bytes, const Where& where);
   void wait(Transactions& b, Thread& t, unsigned parity, const Where& where);
-  void load(Transactions& b, Thread& t, Tile to, int64_t bytes, const char* verb,
+  void load(Transactions& b, Thread& t, SharedTile to, int64_t bytes, const char* verb,
             std::function<void()> copy, const Where& where);
-  void store(Thread& t, Tile from, int64_t bytes, const char* verb,
+  void store(Thread& t, SharedTile from, int64_t bytes, const char* verb,
              std::function<void(const std::byte*)> write, const Where& where);
 
   // Counts a warp's products, which must be those of the other warps of its warpgroup.
@@ -145,6 +145,6 @@ inline std::byte* swizzled(std::byte* at, Swizzle swizzle) {
   return reinterpret_cast<std::byte*>(address ^ ((address >> 7 & mask) << 4));
 }
 // Throws unless a tile may begin there.
-void check_tile(Tile tile, Swizzle swizzle, const char* verb, const Where& where);
+void check_tile(SharedTile tile, Swizzle swizzle, const char* verb, const Where& where);
 
 }  // namespace fovea::interpreted

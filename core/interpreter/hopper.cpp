@@ -52,7 +52,8 @@ TensorMapFacts facts_at(const TensorMap& map, std::initializer_list<int64_t> at,
   return facts;
 }
 
-void check_bulk(const void* global, Tile tile, int bytes, const char* verb, const Where& where) {
+void check_bulk(const void* global, SharedTile tile, int bytes, const char* verb,
+                const Where& where) {
   if (bytes <= 0 || bytes % kUnit != 0)
     fault(concat(verb, " of ", bytes, " bytes; expected a multiple of 16"), where);
   if (reinterpret_cast<uintptr_t>(global) % kUnit != 0)
@@ -108,7 +109,7 @@ void barrier_wait(const Shared<Barrier>& b, unsigned parity, Where where) {
 
 // ---- copies -------------------------------------------------------------------------------------
 
-void check_tile(Tile tile, Swizzle swizzle, const char* verb, const Where& where) {
+void check_tile(SharedTile tile, Swizzle swizzle, const char* verb, const Where& where) {
   const int alignment = tile_alignment(swizzle);
   constexpr int kStatic = 128;  // what static arrays are aligned to
   if (tile.span != &thread().block->dynamic_span() && alignment > kStatic)
@@ -130,7 +131,7 @@ void fence_async() {
   async().of(t).fences.push_back(t.clock++);
 }
 
-void load_tile(Tile to, const TensorMap& map, const Shared<Barrier>& b,
+void load_tile(SharedTile to, const TensorMap& map, const Shared<Barrier>& b,
                std::initializer_list<int64_t> coordinates, const Where& where) {
   std::array<int64_t, 5> at{};
   const TensorMapFacts facts = facts_at(map, coordinates, "load_tile", at, where);
@@ -155,7 +156,7 @@ void load_tile(Tile to, const TensorMap& map, const Shared<Barrier>& b,
       where);
 }
 
-void write_tile(const TensorMap& map, Tile from, bool add,
+void write_tile(const TensorMap& map, SharedTile from, bool add,
                 std::initializer_list<int64_t> coordinates, const Where& where) {
   const char* verb = add ? "add_tile" : "store_tile";
   std::array<int64_t, 5> at{};
@@ -179,7 +180,7 @@ void write_tile(const TensorMap& map, Tile from, bool add,
       where);
 }
 
-void load_bulk(Tile to, const Allocation* block, const void* from, int bytes,
+void load_bulk(SharedTile to, const Allocation* block, const void* from, int bytes,
                const Shared<Barrier>& b, const Where& where) {
   check_bulk(from, to, bytes, "load_bulk", where);
   check_written(block, from, static_cast<size_t>(bytes), kUnit, where);
@@ -189,7 +190,7 @@ void load_bulk(Tile to, const Allocation* block, const void* from, int bytes,
       [=] { std::memcpy(to.at, from, static_cast<size_t>(bytes)); }, where);
 }
 
-void write_bulk(const Allocation* block, void* to, Tile from, int bytes, bool add,
+void write_bulk(const Allocation* block, void* to, SharedTile from, int bytes, bool add,
                 const Where& where) {
   const char* verb = add ? "add_bulk" : "store_bulk";
   check_bulk(to, from, bytes, verb, where);

@@ -30,18 +30,18 @@ inline void prefetch_map(const TensorMap&) {}
 // meeting follows (fence.proxy.async).
 void fence_async();
 
-struct Tile {
+struct SharedTile {
   Span* span;
   std::byte* at;
 };
-void load_tile(Tile to, const TensorMap& map, const Shared<Barrier>& b,
+void load_tile(SharedTile to, const TensorMap& map, const Shared<Barrier>& b,
                std::initializer_list<int64_t> at, const Where& where);
-void write_tile(const TensorMap& map, Tile from, bool add, std::initializer_list<int64_t> at,
+void write_tile(const TensorMap& map, SharedTile from, bool add, std::initializer_list<int64_t> at,
                 const Where& where);
 
 namespace detail {
 template <typename T>
-Tile tile_of(const Shared<T>& at) {
+SharedTile tile_of(const Shared<T>& at) {
   return {at.span(), reinterpret_cast<std::byte*>(at.address())};
 }
 }  // namespace detail
@@ -68,9 +68,9 @@ void add_tile(const TensorMap& map, const Shared<float>& from, const Index& x, C
 
 // ---- copies of bytes, multiples of 16 at multiples of 16 ----------------------------------------
 
-void load_bulk(Tile to, const Allocation* block, const void* from, int bytes,
+void load_bulk(SharedTile to, const Allocation* block, const void* from, int bytes,
                const Shared<Barrier>& b, const Where& where);
-void write_bulk(const Allocation* block, void* to, Tile from, int bytes, bool add,
+void write_bulk(const Allocation* block, void* to, SharedTile from, int bytes, bool add,
                 const Where& where);
 
 template <typename T, typename U>
@@ -119,7 +119,7 @@ struct Descriptor {
     return moved;
   }
 };
-Descriptor tile_descriptor(Tile tile, Swizzle swizzle, int leading_bytes, int stride_bytes,
+Descriptor tile_descriptor(SharedTile tile, Swizzle swizzle, int leading_bytes, int stride_bytes,
                            const Where& where);
 template <typename T>
 Descriptor tile_descriptor(const Shared<T>& tile, Swizzle swizzle, int leading_bytes,
@@ -155,6 +155,8 @@ void wgmma_wait(Where where = Where::current()) {
 // With nvcc, holds values in their registers: around groups of products.
 template <int N>
 void keep(float (&)[N]) {}
+template <int N>
+void keep(uint32_t (&)[N]) {}
 
 void start_product(float* d, int n, const uint32_t* a_registers, const Descriptor& a, Major a_major,
                    const Descriptor& b, Major b_major, bool accumulate, const Where& where);

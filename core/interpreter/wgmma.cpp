@@ -169,7 +169,7 @@ bool reads(const Product& p, int warp, const std::byte* at, size_t bytes) {
   return found;
 }
 
-Descriptor tile_descriptor(Tile tile, Swizzle swizzle, int leading_bytes, int stride_bytes,
+Descriptor tile_descriptor(SharedTile tile, Swizzle swizzle, int leading_bytes, int stride_bytes,
                            const Where& where) {
   check_tile(tile, swizzle, "tile_descriptor", where);
   if (leading_bytes % 16 != 0 || stride_bytes % 16 != 0)
