@@ -206,8 +206,8 @@ class BackwardOn : public ScoreOn {
     return {
         {"full", {1, 2, 1, 70, 290, 16, 16}, Mask()},
         {"causal", {1, 2, 1, 260, 260, 16, 16}, Mask().causal()},
-        {"64 columns", {1, 2, 1, 150, 290, 64, 56}, Mask().causal()},
-        {"128 columns", {1, 2, 1, 70, 290, 104, 128}, Mask().causal().window(100, -1)},
+        {"64 columns", {1, 1, 1, 140, 150, 64, 56}, Mask().causal()},
+        {"128 columns", {1, 1, 1, 70, 150, 104, 128}, Mask().causal().window(100, -1)},
         {"wide heads", {1, 1, 1, 40, 200, 136, 144}, Mask().causal()},
         {"window", {1, 1, 1, 260, 260, 16, 16}, Mask().causal().window(50, -1)},
         {"documents", {1, 1, 1, 260, 260, 16, 16}, Mask().causal().documents(documents, documents)},

@@ -27,6 +27,8 @@
 //        block comes to a tile after those it waits for. Without, dq is added in any order; dk and
 //        dv are bitwise the same always.
 
+#include <algorithm>
+
 #include "attention/score/cuda/exact.cuh"
 #include "attention/score/cuda/wgmma_backward_scores.cuh"
 
@@ -57,7 +59,7 @@ __device__ inline void start_sum(float (&acc)[F::kD / 2], uint32_t (&left)[F::kQ
 template <class F, bool kGeneral, class Rule>
 __device__ inline void compute(const Rule& rule, const Arguments<bf16>& a, int section, int group,
                                Shared<Barrier> keys_full, Shared<Barrier> full,
-                               Shared<Barrier> empty, Shared<int> steps, Shared<int> taken) {
+                               Shared<Barrier> empty, Shared<int> steps) {
   constexpr int kQ = F::kQ, kD = F::kD, kHalfBox = 64 * F::kSpan;  // values of 64 rows of a box
   // With P in registers beside scores and their gradients, dv runs while dS is made.
   constexpr bool kEarly = kD == 128 && !kGeneral;
@@ -77,9 +79,6 @@ __device__ inline void compute(const Rule& rule, const Arguments<bf16>& a, int s
   const auto start_products = [&](const Shared<bf16>& q) {
     start_scores<kD, kQ>(s, k_rows, 2 * F::kKeyBox, k_major(q), 2 * F::kQueryBox);
   };
-  const int b = keys_of_block(a, section).b, j0 = keys_of_block(a, section).key0 + row;
-  RingPlace at;
-  int parity = 0;  // of dS's room
   barrier_wait(keys_full, 0);
   barrier_wait(full, 0);
   Step step = take_step(steps);
@@ -90,22 +89,30 @@ __device__ inline void compute(const Rule& rule, const Arguments<bf16>& a, int s
     wgmma_wait<0>();
     keep(s);
     barrier_wait(keys_full + 1, 0);
+    unsigned count = 0;  // tiles so far
     do {
-      const Shared<bf16> q = stage_of(at.stage), dout = q + F::kQueryBytes / 2;
+      const int stage = static_cast<int>(count % F::kStages);
+      const Shared<bf16> q = stage_of(stage), dout = q + F::kQueryBytes / 2;
       const Shared<float> statistics =
-          dynamic_shared<float>(F::kStatisticsAt) + (at.stage * (2 * kQ) + lane % 4 * 4);
+          dynamic_shared<float>(F::kStatisticsAt) + (stage * (2 * kQ) + lane % 4 * 4);
       const auto start_gradients = [&](int part) {
         start_scores<kD, kQ / kParts>(dp, v_rows, 2 * F::kKeyBox,
                                       k_major(dout + part * (kQ / kParts * F::kSpan)),
                                       2 * F::kQueryBox);
         wgmma_commit();
       };
-      if (!kGeneral) start_gradients(0);
-      const int i0 = step.tile() * kQ;
+      const int i0 = step.tile() * kQ, column = lane % 4 * 2;
+      if (!kGeneral) {
+        if (step.partial()) hide<F>(a, s, keys_of_block(a, section).key0 + row, i0 + column);
+        start_gradients(0);
+      }
       General<F> general;
-      if constexpr (kGeneral) general = general_of<F>(a, b, step, j0);
-      const int column = lane % 4 * 2, distance = i0 + column + a.M - a.N - j0;
-      if (!kGeneral && step.partial()) hide<F>(a, s, j0, i0 + column);
+      int distance = 0;
+      if constexpr (kGeneral) {
+        const HopperKeys keys = keys_of_block(a, section);
+        general = general_of<F>(a, keys.b, step, keys.key0 + row);
+        distance = i0 + column + a.M - a.N - (keys.key0 + row);
+      }
       uint32_t p[kQ / 16][4], ds[kQ / 16][4];
       weigh<F, kGeneral>(rule, a, statistics, general, distance, s);
       if (kEarly) {
@@ -138,7 +145,7 @@ __device__ inline void compute(const Rule& rule, const Arguments<bf16>& a, int s
         wgmma_commit();
       }
       // dS^T [keys, queries] in boxes of 64 queries.
-      const Shared<bf16> room = scores + parity * (F::kScoreBytes / 2);
+      const Shared<bf16> room = scores + static_cast<int>(count % 2) * (F::kScoreBytes / 2);
       const int at_scores = fresh(thread);
       FOVEA_UNROLL
       for (int n = 0; n < kQ / 16; ++n) {
@@ -161,19 +168,18 @@ __device__ inline void compute(const Rule& rule, const Arguments<bf16>& a, int s
                                           k_columns + n * k16_bytes(Major::mn), n > 0);
         wgmma_commit();
       }
-      wgmma_wait<1>();
+      wgmma_wait<1>();  // all but dq: what is issued next finds it under way
       keep(dv);
-      RingPlace next = at;
-      next.next(F::kStages);
-      barrier_wait(full + next.stage, next.phase);
-      const Step next_step = take_step(steps + 2 * next.stage);
-      more = next_step.h != kEnd;
-      start_products(stage_of(more ? next.stage : at.stage));  // at the end, in vain
+      if (lane == 0) barrier_arrive(empty + stage);
+      ++count;
+      const int next_stage = static_cast<int>(count % F::kStages);
+      barrier_wait(full + next_stage, count / F::kStages % 2);
+      step = take_step(steps + 2 * static_cast<int>(count % kSteps));
+      more = step.h != kEnd;
+      start_products(stage_of(more ? next_stage : stage));  // at the end, in vain
       wgmma_commit();
-      wgmma_wait<1>();
-      keep(dk);
-      if (lane == 0) barrier_arrive(empty + at.stage);
       wgmma_wait<1>();  // dq
+      keep(dk);
       keep(part);
       sync_named(kPartEmpty + group, kPartThreads);
       const int mine = fresh(thread), part_row = mine / kWarp * 16 + mine % kWarp / 4;
@@ -186,12 +192,8 @@ __device__ inline void compute(const Rule& rule, const Arguments<bf16>& a, int s
           store(part_room + (8 * half * 64 + (n ^ (part_row & 7)) * 8),
                 Vec<float, 2>{{part[4 * n + 2 * half], part[4 * n + 2 * half + 1]}});
       }
-      if (thread == 0) put_step(taken + 2 * group, step.h, step.tile(), false);
       fence_async();
       arrive_named(kPartFull + group, kPartThreads);
-      step = next_step;
-      at = next;
-      parity ^= 1;
       wgmma_wait<0>();
       keep(s);
     } while (more);
@@ -199,7 +201,6 @@ __device__ inline void compute(const Rule& rule, const Arguments<bf16>& a, int s
     barrier_wait(keys_full + 1, 0);
   }
   sync_named(kPartEmpty + group, kPartThreads);
-  if (thread == 0) put_step(taken + 2 * group, kEnd, 0, false);
   arrive_named(kPartFull + group, kPartThreads);
   const HopperKeys keys = keys_of_block(a, section);
   FOVEA_UNROLL
@@ -231,8 +232,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   FOVEA_SHARED(Barrier, keys_full, 2);  // k, v
   FOVEA_SHARED(Barrier, full, F::kStages);
   FOVEA_SHARED(Barrier, empty, F::kStages);
-  FOVEA_SHARED(int, steps, 2 * F::kStages);
-  FOVEA_SHARED(int, taken, 2 * kComputing);
+  FOVEA_SHARED(int, steps, 2 * kSteps);
   if (threadIdx.x == 0) {
     for (int n = 0; n < 2; ++n) barrier_init(keys_full + n, 1);
     for (int n = 0; n < F::kStages; ++n) {
@@ -250,12 +250,12 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     if (warp == 0)
       bring<F, kGeneral>(a, keys, q, k, v, dout, keys_full, full, empty, steps);
     else if (warp <= kComputing)
-      take<F>(a, keys, warp - 1, taken);
+      take<F>(a, keys, warp - 1, steps);
     else if (kGeneral && !(a.turns == nullptr))
       pass_on<F>(a, keys);
   } else {
     increase_registers<kGeneral ? 232 : 240>();
-    compute<F, kGeneral>(rule, a, section, group - 1, keys_full, full, empty, steps, taken);
+    compute<F, kGeneral>(rule, a, section, group - 1, keys_full, full, empty, steps);
   }
 }
 
@@ -263,11 +263,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 inline int heads_of_section(const attention::ScoreCall& c, int width) {
   constexpr int64_t kRoom = int64_t{32} << 20;
   const int64_t each = int64_t{c.H / c.Hkv} * c.N * width * (2 + 2 + 4);
-  return static_cast<int>(clamped(static_cast<int>(kRoom / each), 1, c.B * c.Hkv));
+  return static_cast<int>(std::clamp<int64_t>(kRoom / each, 1, int64_t{c.B} * c.Hkv));
 }
 
 template <class Rule, int kD, bool kGeneral>
-void wgmma_backward_of(const attention::ScoreCall& c, Stream stream) {
+void wgmma_backward_of(const attention::ScoreCall& c, int section, Stream stream) {
   using F = WgmmaBackward<kD>;
   const auto stride = [](int64_t n) { return n > 0 ? n : 8; };  // 0: of a dim of 1
   const auto map = [&](const attention::ScoreRows& r, int d, int n, int heads, int B, int rows) {
@@ -279,7 +279,7 @@ void wgmma_backward_of(const attention::ScoreCall& c, Stream stream) {
       ceil_div(c.M, F::kKeys) * c.B * c.Hkv, kHopperThreads, F::kBytes, stream,
       map(c.q, c.D, c.N, c.H, c.B, F::kQ), map(c.k, c.D, c.M, c.Hkv, c.B, F::kKeys),
       map(c.v, c.Dv, c.M, c.Hkv, c.B, F::kKeys), map(c.dout, c.Dv, c.N, c.H, c.B, F::kQ),
-      *static_cast<const Rule*>(c.rule), arguments<bf16, Rule>(c), heads_of_section(c, kD));
+      *static_cast<const Rule*>(c.rule), arguments<bf16, Rule>(c), section);
 }
 
 // Calls that fits_hopper_backward.
@@ -290,9 +290,9 @@ void wgmma_backward(const attention::ScoreCall& c, Stream stream) {
     const bool general =
         c.adjusts || c.drop_threshold > 0 || c.query_documents != nullptr || c.blocks != nullptr;
     if (general)
-      wgmma_backward_of<Rule, kD, true>(c, stream);
+      wgmma_backward_of<Rule, kD, true>(c, heads_of_section(c, kD), stream);
     else
-      wgmma_backward_of<Rule, kD, false>(c, stream);
+      wgmma_backward_of<Rule, kD, false>(c, heads_of_section(c, kD), stream);
   }
   backward_end<Rule, kD>(c, stream);
   exact_rows<Rule, bf16>(c, Exact::keys, stream);

@@ -80,8 +80,9 @@ __device__ inline void walk(const Arguments<bf16>& a, const HopperKeys& keys, F&
 
 // ---- the warps that bring and take --------------------------------------------------------------
 
-// What a stage is for: its head and its tile of queries; kEnd: nothing more.
-constexpr int kEnd = -1;
+// What a stage is for: its head and its tile of queries; kEnd: nothing more. Twice as many as
+// stages: the warps that take dq's sums read them later.
+constexpr int kEnd = -1, kSteps = 4;
 struct Step {
   int h, word;
   __device__ int tile() const { return word >> 1; }
@@ -126,34 +127,36 @@ __device__ inline void bring(const Arguments<bf16>& a, const HopperKeys& keys, c
     }
     values = true;
   };
-  RingPlace at;
+  unsigned n = 0;  // tiles so far
+  const auto wait_stage = [&] { barrier_wait(empty + n % F::kStages, (n / F::kStages % 2) ^ 1u); };
   walk<F, kGeneral>(
       a, keys,
       [&](int h, int tile, Tile what) {
-        barrier_wait(empty + at.stage, at.phase ^ 1u);
+        wait_stage();
         if (one) {
-          const Shared<Barrier> b = full + at.stage;
+          const int stage = n % F::kStages;
+          const Shared<Barrier> b = full + stage;
           const Shared<bf16> to =
-              dynamic_shared<bf16>(F::kStageAt) + at.stage * (F::kQueryBytes);  // of two tiles
+              dynamic_shared<bf16>(F::kStageAt) + stage * (F::kQueryBytes);  // of two tiles
           const int tiles = (a.N + F::kQ - 1) / F::kQ;
-          put_step(steps + 2 * at.stage, h, tile, what == Tile::partial);
+          put_step(steps + 2 * (n % kSteps), h, tile, what == Tile::partial);
           barrier_arrive_expect(b, 2 * F::kQueryBytes + F::kStatisticBytes);
           load_boxes<kBoxes>(to, F::kQueryBox, q, b, tile * F::kQ, h, keys.b);
           load_boxes<kBoxes>(to + F::kQueryBytes / 2, F::kQueryBox, dout, b, tile * F::kQ, h,
                              keys.b);
-          load_bulk(dynamic_shared<float>(F::kStatisticsAt) + at.stage * (2 * F::kQ),
+          load_bulk(dynamic_shared<float>(F::kStatisticsAt) + stage * (2 * F::kQ),
                     a.statistics + ((int64_t{keys.b} * a.H + h) * tiles + tile) * (2 * F::kQ),
                     F::kStatisticBytes, b);
         }
         load_values();
-        at.next(F::kStages);
+        ++n;
       },
       [](int, int) {});
   load_values();
-  barrier_wait(empty + at.stage, at.phase ^ 1u);
+  wait_stage();
   if (one) {
-    put_step(steps + 2 * at.stage, kEnd, 0, false);
-    barrier_arrive(full + at.stage);
+    put_step(steps + 2 * (n % kSteps), kEnd, 0, false);
+    barrier_arrive(full + n % F::kStages);
   }
 }
 
@@ -174,13 +177,13 @@ __device__ inline void wait_turn(Global<int> turn, int mine) {
 // Adds the halves that a computing warpgroup leaves.
 template <class F>
 __device__ inline void take(const Arguments<bf16>& a, const HopperKeys& keys, int half,
-                            Shared<int> taken) {
+                            Shared<int> steps) {
   const bool one = static_cast<int>(threadIdx.x) % kWarp == 0;
   const int tiles = (a.N + F::kQ - 1) / F::kQ;
   arrive_named(kPartEmpty + half, kPartThreads);
-  for (;;) {
+  for (unsigned n = 0;; ++n) {
     sync_named(kPartFull + half, kPartThreads);
-    const Step step = take_step(taken + 2 * half);
+    const Step step = take_step(steps + 2 * (n % kSteps));
     if (step.h == kEnd) break;
     if (one) {
       const Global<float> to =
