@@ -9,6 +9,7 @@
 
 #include "attention/score/cuda/kernels.h"
 #include "attention/score/engine.h"
+#include "core/cuda/sm90.h"
 #include "core/warning.h"
 
 namespace fovea::attention {
@@ -263,17 +264,21 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
               device, " but dout on ", dout_given.device(), " and out on ", result.out.device());
   DeviceCall device_call(rule, p, in, mask, options);
   ScoreCall& call = device_call.call();
-  const Tensor dout = device_call.aligned(dout_given),
-               delta = Tensor::empty({p.B, p.H, p.N}, Dtype::f32, device),
+  const Tensor dout = device_call.aligned(dout_given);
+  call.dout = rows_of(dout);
+  const bool hopper =
+      rule.hopper_backward != nullptr && runs_sm90(device) && fits_hopper_backward(call);
+  const Tensor delta = Tensor::empty({p.B, p.H, p.N}, Dtype::f32, device),
                suspect = Tensor::zeros({p.B, p.H, p.N}, Dtype::u8, device),
                suspect_keys = Tensor::zeros({p.B, p.Hkv, p.M}, Dtype::u8, device),
-               dq = device_call.dq_before_turn(grads.dq), dk = device_call.before_turn(grads.dk);
+               dq = hopper ? device_call.before_turn(grads.dq)
+                           : device_call.dq_before_turn(grads.dq),
+               dk = device_call.before_turn(grads.dk);
   const bool share_batch = in.bias.defined() && in.bias.dim(0) == 1 && p.B > 1,
              share_heads = in.bias.defined() && in.bias.dim(1) == 1 && p.H > 1;
   Tensor ds = grads.dbias;
   if (share_batch || share_heads) ds = Tensor::zeros({p.B, p.H, p.N, p.M}, Dtype::f32, device);
   call.out = rows_of(result.out);
-  call.dout = rows_of(dout);
   call.lse = result.lse.data<float>();
   call.delta = delta.data<float>();
   call.suspect = suspect.data<uint8_t>();
@@ -282,14 +287,23 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
   call.dk = rows_of(dk);
   call.dv = rows_of(grads.dv);
   call.dbias = ds.defined() ? ds.data<float>() : nullptr;
-  Tensor turns;
+  Tensor turns, sums, statistics;
   if (options.deterministic && in.q.dtype() == Dtype::bf16) {
     const int64_t tiles = (p.N + kFewestQueries - 1) / kFewestQueries;
-    turns = Tensor::zeros({p.B, p.H, tiles}, Dtype::i32, device);
+    turns = Tensor::zeros({hopper ? hopper_backward(call).turns() : p.B * p.H * tiles}, Dtype::i32,
+                          device);
     call.turns = turns.data<int32_t>();
   }
-  FOVEA_GPU_CALL(device, score_delta, call, stream_of(device));
-  rule.device_backward(device, call);
+  if (hopper) {
+    sums = Tensor::empty({hopper_backward(call).sums()}, Dtype::f32, device);
+    statistics = Tensor::empty({hopper_backward(call).statistics()}, Dtype::f32, device);
+    call.sums = sums.data<float>();
+    call.statistics = statistics.data<float>();
+    rule.hopper_backward(device, call);
+  } else {
+    FOVEA_GPU_CALL(device, score_delta, call, stream_of(device));
+    rule.device_backward(device, call);
+  }
   device_call.turn_back(grads.dq, dq, p.M - p.N);
   device_call.turn_back(grads.dk, dk, 0);
   if (in.sink.defined())

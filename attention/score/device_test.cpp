@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "attention/score/score_test_util.h"
+#include "core/cuda/sm90.h"
 #include "core/parallel.h"
 #include "core/testing/devices.h"
 #include "core/warning.h"
@@ -184,9 +185,14 @@ TEST_P(ScoreOn, TwoRunsGiveTheSameBits) {
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) EXPECT_EQ(run(1, dtype), run(3, dtype));
 }
 
-// Several tiles of keys add to one dq, in every mask's way.
+// Several tiles of keys add to one dq, in every mask's way; by the kernels for Hopper where the
+// device runs them, and by those for all cards.
 class BackwardOn : public ScoreOn {
  protected:
+  void TearDown() override { allow_sm90(true); }
+  static std::vector<bool> hopper_or_not() {
+    return runs_sm90(device()) ? std::vector<bool>{true, false} : std::vector<bool>{false};
+  }
   struct Masked {
     const char* name;
     Sizes sizes;
@@ -200,6 +206,8 @@ class BackwardOn : public ScoreOn {
     return {
         {"full", {1, 2, 1, 70, 290, 16, 16}, Mask()},
         {"causal", {1, 2, 1, 260, 260, 16, 16}, Mask().causal()},
+        {"64 columns", {1, 1, 1, 140, 150, 64, 56}, Mask().causal()},
+        {"128 columns", {1, 1, 1, 70, 150, 104, 128}, Mask().causal().window(100, -1)},
         {"wide heads", {1, 1, 1, 40, 200, 136, 144}, Mask().causal()},
         {"window", {1, 1, 1, 260, 260, 16, 16}, Mask().causal().window(50, -1)},
         {"documents", {1, 1, 1, 260, 260, 16, 16}, Mask().causal().documents(documents, documents)},
@@ -215,12 +223,49 @@ class BackwardOn : public ScoreOn {
 };
 
 TEST_P(BackwardOn, FollowsF64InTurnsAndAsItComes) {
-  for (const Masked& m : masked()) {
-    for (const bool deterministic : {true, false}) {
+  for (const bool hopper : hopper_or_not()) {
+    allow_sm90(hopper);
+    for (const Masked& m : masked()) {
+      for (const bool deterministic : {true, false}) {
+        ScoreOptions options;
+        options.deterministic = deterministic;
+        EXPECT_LT(errors(m.sizes, Dtype::bf16, m.mask, options).largest(), bound(Dtype::bf16))
+            << m.name << ' ' << deterministic << ' ' << hopper;
+      }
+    }
+  }
+}
+
+// In tiles of 64 and of 128 columns.
+TEST_P(BackwardOn, FollowsF64WithEveryFeature) {
+  std::vector<int32_t> ids(200);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i / 90);
+  const Tensor documents = Tensor::from(ids, {1, 200});
+  for (const bool hopper : hopper_or_not()) {
+    allow_sm90(hopper);
+    for (const int64_t D : {48, 80}) {
+      ScoreInputs low = inputs({1, 4, 2, 200, 200, D, D}, Dtype::bf16);
+      low.sink = Tensor::from(std::vector<float>{0.5f, -1.0f, 1.0f, 0.0f}, {4});
+      low.alibi_slopes = alibi_slopes(4);
       ScoreOptions options;
-      options.deterministic = deterministic;
-      EXPECT_LT(errors(m.sizes, Dtype::bf16, m.mask, options).largest(), bound(Dtype::bf16))
-          << m.name << ' ' << deterministic;
+      options.softcap = 2.0;
+      options.rope = Rope::half;
+      options.dropout = 0.2;
+      options.rng = RngKey(1, "dropout", "x");
+      const Mask mask = Mask().causal().window(150, -1).documents(documents, documents);
+      ScoreInputs wide = low;
+      for (Tensor* t : {&wide.q, &wide.k, &wide.v, &wide.sink}) *t = t->to(Dtype::f64);
+      const ScoreInputs moved = on(device(), low);
+      const Tensor dout = random_tensor({1, 4, 200, D}, "dout", Dtype::bf16);
+      const ScoreResult wanted = softmax_forward(wide, mask, options),
+                        found = softmax_forward(moved, mask.to(device()), options);
+      const ScoreGrads want = softmax_backward(dout, wanted, wide, mask, options),
+                       got = softmax_backward(dout.to(device()), found, moved, mask.to(device()),
+                                              options);
+      EXPECT_LT(relative_error(got.dq, want.dq), bound(Dtype::bf16)) << D << ' ' << hopper;
+      EXPECT_LT(relative_error(got.dk, want.dk), bound(Dtype::bf16)) << D << ' ' << hopper;
+      EXPECT_LT(relative_error(got.dv, want.dv), bound(Dtype::bf16)) << D << ' ' << hopper;
+      EXPECT_LT(relative_error(got.dsink, want.dsink), bound(Dtype::bf16)) << D << ' ' << hopper;
     }
   }
 }
@@ -228,21 +273,24 @@ TEST_P(BackwardOn, FollowsF64InTurnsAndAsItComes) {
 TEST_P(BackwardOn, InTurnsGivesTheSameBitsInAnyOrderOfThreads) {
   ScoreOptions as_it_comes;
   as_it_comes.deterministic = false;
-  for (const Masked& m : masked()) {
-    const auto expected = gradients(m, {});
-    const auto any = gradients(m, as_it_comes);
-    EXPECT_EQ(any[1], expected[1]) << m.name;
-    EXPECT_EQ(any[2], expected[2]) << m.name;
+  for (const bool hopper : hopper_or_not()) {
+    allow_sm90(hopper);
+    for (const Masked& m : masked()) {
+      const auto expected = gradients(m, {});
+      const auto any = gradients(m, as_it_comes);
+      EXPECT_EQ(any[1], expected[1]) << m.name;
+      EXPECT_EQ(any[2], expected[2]) << m.name;
 #if defined(FOVEA_INTERPRETED)
-    const int threads = num_threads();
-    for (const uint64_t seed : {1, 2}) {
-      const auto before = interpreted::set_seed(seed);
-      set_num_threads(seed == 1 ? 1 : 4);
-      EXPECT_EQ(gradients(m, {}), expected) << m.name << ", lanes in order " << seed;
-      set_num_threads(threads);
-      interpreted::set_seed(before);
-    }
+      const int threads = num_threads();
+      for (const uint64_t seed : {1, 2}) {
+        const auto before = interpreted::set_seed(seed);
+        set_num_threads(seed == 1 ? 1 : 4);
+        EXPECT_EQ(gradients(m, {}), expected) << m.name << ", lanes in order " << seed;
+        set_num_threads(threads);
+        interpreted::set_seed(before);
+      }
 #endif
+    }
   }
 }
 

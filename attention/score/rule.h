@@ -81,6 +81,8 @@ struct ScoreRule {
   // Its kernels for GPU devices; null where it has none.
   void (*device_forward)(Device, const attention::ScoreCall&) = nullptr;
   void (*device_backward)(Device, const attention::ScoreCall&) = nullptr;
+  // On Hopper (runs_sm90), of calls that fits_hopper_backward.
+  void (*hopper_backward)(Device, const attention::ScoreCall&) = nullptr;
 };
 
 // Of numbers, beside those of vectors (core/cpu/simd.h): what rules are written with.

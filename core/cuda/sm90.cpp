@@ -8,7 +8,13 @@
 
 namespace fovea {
 
+namespace {
+bool sm90_allowed = true;
+}
+void allow_sm90(bool allowed) { sm90_allowed = allowed; }
+
 bool runs_sm90(Device device) {
+  if (!sm90_allowed) return false;
 #if defined(FOVEA_SM90)
   if (device.kind == Device::Kind::cuda) {
     static std::mutex mutex;

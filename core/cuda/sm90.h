@@ -14,6 +14,9 @@ namespace fovea {
 // Whether the device runs kernels of *_sm90.cu: the interpreted device, and cards of compute
 // capability 9.0 where the build has code for sm_90a (FOVEA_SM90).
 bool runs_sm90(Device device);
+// For tests and comparisons: false makes runs_sm90 say no until it is true again. Not while other
+// threads ask.
+void allow_sm90(bool allowed);
 
 // How a tile lies in shared memory: the 16-byte chunks of its rows change places within a span of
 // 32, 64 or 128 bytes. In rows as long as the span, chunk c of row r lies at c ^ (r & 7) (128 B),

@@ -46,6 +46,11 @@ __device__ inline void keep(float (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+template <int N>
+__device__ inline void keep(uint32_t (&a)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(a[i])::"memory");
+}
 
 // The registers of an accumulator, in the instruction and as operands, eight at a time.
 #define FOVEA_R8 "%0, %1, %2, %3, %4, %5, %6, %7"

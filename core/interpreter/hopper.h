@@ -156,6 +156,8 @@ void wgmma_wait(Where where = Where::current()) {
 // With nvcc, holds values in their registers: around groups of products.
 template <int N>
 void keep(float (&)[N]) {}
+template <int N>
+void keep(uint32_t (&)[N]) {}
 
 void start_product(float* d, int n, const uint32_t* a_registers, const Descriptor& a, Major a_major,
                    const Descriptor& b, Major b_major, bool accumulate, const Where& where);

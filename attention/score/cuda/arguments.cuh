@@ -81,6 +81,7 @@ struct Arguments : attention::ScoreSizes {
   Global<float> lse, partial, delta, dbias;
   Global<uint8_t> suspect, suspect_keys;
   Global<int> turns;
+  Global<float> sums, statistics;
   Outputs<T> dq, dk, dv;
   float factor;
 
@@ -125,6 +126,8 @@ Arguments<T> arguments(const attention::ScoreCall& c) {
   a.suspect = c.suspect;
   a.suspect_keys = c.suspect_keys;
   a.turns = c.turns;
+  a.sums = c.sums;
+  a.statistics = c.statistics;
   a.dq = outputs(c.dq, c.D);
   a.dk = outputs(c.dk, c.D);
   a.dv = outputs(c.dv, c.Dv);
@@ -277,6 +280,15 @@ __device__ inline Statistic statistic_of(float lse) {
   if constexpr (Rule::kOnline) return {lse * kLog2e, 1.0f, lse == -INFINITY};
   if constexpr (!Rule::kNormalised) return {0.0f, 1.0f, false};
   return {0.0f, 1.0f / lse, lse == 0.0f};
+}
+
+// What a weight and its gradient need of a query: the reference (online rules; infinite for a row
+// that saw nothing, whose weights are 0), or the normaliser's inverse.
+template <class Rule>
+__device__ inline float packed_statistic(float lse) {
+  const Statistic s = statistic_of<Rule>(lse);
+  if constexpr (Rule::kOnline) return s.empty ? INFINITY : s.reference;
+  return s.empty ? 0.0f : s.inverse;
 }
 
 // A finished row: m in base 2.

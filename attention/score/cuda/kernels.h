@@ -62,7 +62,32 @@ struct ScoreCall : ScoreSizes {
   int32_t* turns = nullptr;  // zeros, one for each kFewestQueries queries; null: dq in any order
   float* delta = nullptr;    // [B, H, N]
   float* dbias = nullptr;    // [B, H, N, M], zeros; dS of what is not hidden
+  // Hopper's backward: room for dq's sums and for what tiles of queries bring beside q and dout
+  // (HopperBackward). There dq is the caller's, and a tile of queries takes two turns.
+  float *sums = nullptr, *statistics = nullptr;
 };
+
+// Backward on Hopper (wgmma_backward.cuh): bf16, head dims up to 128. A bias goes by the kernels
+// for sm_80: its gradient is a store of every score.
+struct HopperBackward {
+  int width, queries;  // columns; queries of a tile
+  int64_t tiles;       // in all
+  int64_t sums() const { return tiles * queries * width; }
+  int64_t statistics() const { return tiles * queries * 2; }
+  int64_t turns() const { return tiles * 2; }
+};
+inline HopperBackward hopper_backward(const ScoreSizes& c) {
+  const int width = c.D <= 64 && c.Dv <= 64 ? 64 : 128, queries = width == 64 ? 128 : 64;
+  return {width, queries, int64_t{c.B} * c.H * ((c.N + queries - 1) / queries)};
+}
+inline bool fits_hopper_backward(const ScoreCall& c) {
+  const auto tiles = [&](const ScoreRows& r, int heads, int n) {  // as TMA copies them
+    return (r.row > 0 || n == 1) && (r.head > 0 || heads == 1) && (r.batch > 0 || c.B == 1);
+  };
+  return c.q.dtype == Dtype::bf16 && c.D <= 128 && c.Dv <= 128 && c.bias == nullptr &&
+         tiles(c.q, c.H, c.N) && tiles(c.k, c.Hkv, c.M) && tiles(c.v, c.Hkv, c.M) &&
+         tiles(c.dout, c.H, c.N);
+}
 
 // One copy of rows: out[b, h, n, :] = turned x[b, h, n, :], out's columns past D are 0.
 struct TurnedRows {

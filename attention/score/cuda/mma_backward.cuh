@@ -48,14 +48,6 @@ struct MmaBackward {
                           kBytes = kRoom + kBackwardWarps * 2 * kSlow * sizeof(float);
 };
 
-// What a weight and its gradient need of a query: the reference (online rules; infinite for a row
-// that saw nothing, whose weights are 0), or the normaliser's inverse.
-template <class Rule>
-__device__ inline float packed_statistic(float lse) {
-  const Statistic s = statistic_of<Rule>(lse);
-  if constexpr (Rule::kOnline) return s.empty ? INFINITY : s.reference;
-  return s.empty ? 0.0f : s.inverse;
-}
 struct WeightPair {
   float p, ds;
 };
