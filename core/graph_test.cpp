@@ -116,6 +116,7 @@ TEST_P(Graphs, MemoryOfAGraphIsNobodyElses) {
   });
   EXPECT_GT(graph.bytes(), 0);
   std::vector<Tensor> others;
+  others.reserve(20);
   for (int i = 0; i < 20; ++i) others.push_back(Tensor::full({kMany}, i, Dtype::f32, device()));
   graph.replay();
   EXPECT_EQ(values(sum), Values(kMany, 24.0f));

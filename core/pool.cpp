@@ -65,6 +65,7 @@ std::vector<MemoryUse> Pool::sorted_use() const {
     if (++found->second.groups > 1) found->second.name = found->first;
   }
   std::vector<MemoryUse> all;
+  all.reserve(merged.size());
   for (auto& [name, use] : merged) all.push_back(std::move(use));
   std::stable_sort(all.begin(), all.end(),
                    [](const MemoryUse& a, const MemoryUse& b) { return a.bytes > b.bytes; });
