@@ -7,8 +7,9 @@
 // The cpu's blocks are 64-byte aligned and rounded up to size classes; a card's are cut out of a
 // few large segments (core/caching_pool.h); the interpreted device's are its own and never kept.
 //
-// A card's block may be freed while work on it is queued: what takes its place is queued on the
-// same stream, behind that work.
+// A card's block may be freed while work on it is queued: it belongs to the stream that was current
+// when it was allocated (core/stream.h), and what takes its place is queued there, behind that
+// work.
 
 #include <cstddef>
 #include <cstdint>
@@ -63,6 +64,23 @@ void release_cached(Device device = kCpu);
 // What a device may hold from the system, its cache included; 0: no limit. Every device starts with
 // the limit of the environment variable FOVEA_MEMORY_LIMIT, as in 64MiB or 1.5GiB.
 void set_memory_limit(Device device, int64_t bytes);
+
+// Memory for work that is done again and again at the same addresses (core/graph.h). While it is
+// open on a host thread, what the thread allocates on the device comes from it, and what it frees
+// there is given to nobody else before the arena is gone. Blocks may outlive it.
+class MemoryArena {
+ public:
+  explicit MemoryArena(Device device);  // opens it
+  ~MemoryArena();
+  MemoryArena(const MemoryArena&) = delete;
+  MemoryArena& operator=(const MemoryArena&) = delete;
+  void close();
+  int64_t bytes() const;  // held from the system
+
+ private:
+  Device device_;
+  void* arena_;
+};
 
 // The groups with live bytes, largest first. Names that differ in numbers alone are counted
 // together, the number written as *.

@@ -81,6 +81,11 @@ void CachingPool::deallocate(void* address) noexcept {
   free.emplace(block->second.bytes, block->first);
 }
 
+bool CachingPool::owns(void* address) const {
+  const auto block = blocks_.find(static_cast<std::byte*>(address));
+  return block != blocks_.end() && block->second.live;
+}
+
 bool CachingPool::take(size_t bytes, size_t kind) {
   auto* begin = static_cast<std::byte*>(source_.take(bytes));
   if (begin == nullptr) return false;
@@ -97,7 +102,7 @@ bool CachingPool::take(size_t bytes, size_t kind) {
 bool CachingPool::grow(size_t kind, size_t bytes) {
   const size_t least = round_up(bytes, kSegmentUnit), usual = std::max(least, kKinds[kind].segment);
   if (take(usual, kind)) return true;
-  release();
+  if (!keeps_) release();
   return take(usual, kind) || (least < usual && take(least, kind));
 }
 

@@ -33,7 +33,9 @@ class SegmentSource {
 // Not thread-safe.
 class CachingPool {
  public:
-  explicit CachingPool(SegmentSource& source) : source_(source) {}
+  // keeps: segments go back when release() is called, and never to make room.
+  explicit CachingPool(SegmentSource& source, bool keeps = false)
+      : source_(source), keeps_(keeps) {}
   CachingPool(const CachingPool&) = delete;
   CachingPool& operator=(const CachingPool&) = delete;
 
@@ -41,6 +43,8 @@ class CachingPool {
   // every wholly free segment given back.
   void* allocate(size_t bytes);
   void deallocate(void* block) noexcept;
+  // Whether `block` is one of its live blocks.
+  bool owns(void* block) const;
   // Gives wholly free segments back.
   void release() noexcept;
 
@@ -67,6 +71,7 @@ class CachingPool {
   Free& free_of(const Block& block);
 
   SegmentSource& source_;
+  const bool keeps_;
   struct Segment {
     size_t bytes, kind;
   };

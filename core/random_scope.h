@@ -15,6 +15,8 @@ class RandomScope {
     uint64_t seed = 0;
     uint64_t step = 0;
     int64_t first_sample = 0;
+    // Where a captured step reads its number (RngKey::step_at), or null. It outlives the scope.
+    const uint64_t* step_at = nullptr;
   };
 
   explicit RandomScope(const State& state);

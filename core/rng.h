@@ -20,7 +20,7 @@ constexpr uint64_t fnv1a(std::string_view text, uint64_t hash = 0xcbf29ce4842223
 }
 
 // Finaliser of MurmurHash3: spreads the bits of a combination of words.
-constexpr uint64_t mix64(uint64_t x) {
+FOVEA_HD constexpr uint64_t mix64(uint64_t x) {
   x = (x ^ (x >> 33)) * 0xff51afd7ed558ccdull;
   x = (x ^ (x >> 33)) * 0xc4ceb9fe1a85ec53ull;
   return x ^ (x >> 33);
@@ -30,12 +30,18 @@ constexpr uint64_t mix64(uint64_t x) {
 // ("blocks.3.mlp"), at which step. Element `index` of the stream is philox(key, index).
 struct RngKey {
   uint64_t key = 0;
-  uint64_t high = 0;  // upper half of the 128-bit counter
+  uint64_t high = 0;  // upper half of the 128-bit counter: mix64(name ^ mix64(step))
+  uint64_t name = 0;  // of the tensor, hashed
+  // In device memory, where a kernel reads the step when it runs (core/graph.h): mix64(step). Null:
+  // `high` holds.
+  const uint64_t* step_at = nullptr;
 
   RngKey() = default;
   constexpr RngKey(uint64_t seed, std::string_view purpose, std::string_view tensor,
                    uint64_t step = 0)
-      : key(mix64(seed ^ mix64(fnv1a(purpose)))), high(mix64(fnv1a(tensor) ^ mix64(step))) {}
+      : key(mix64(seed ^ mix64(fnv1a(purpose)))), name(fnv1a(tensor)) {
+    high = mix64(name ^ mix64(step));
+  }
 };
 
 // Four 32-bit words of block `index`.

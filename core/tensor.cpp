@@ -199,6 +199,15 @@ Tensor Tensor::squeeze(int axis) const {
   return Tensor(storage_, offset_, shape, strides, dtype_);
 }
 
+Tensor Tensor::as(Dtype dtype) const {
+  const int64_t size = size_of(dtype);
+  FOVEA_CHECK(dtype_ == Dtype::u8 && rank() == 1 && is_contiguous() && numel() % size == 0 &&
+                  offset_ % size == 0,
+              "as: expected whole elements of ", dtype, " in u8 [n], found ", dtype_, ' ', shape_,
+              " at byte ", offset_);
+  return Tensor(storage_, offset_ / size, {numel() / size}, {1}, dtype);
+}
+
 Tensor Tensor::expand(const Shape& shape) const {
   FOVEA_CHECK(shape.rank() >= rank(), "expand: ", shape_, " to the smaller rank ", shape);
   Shape strides = shape;

@@ -123,6 +123,9 @@ class Tensor {
   Tensor select(int axis, int64_t index) const;
   Tensor unsqueeze(int axis) const;
   Tensor squeeze(int axis) const;
+  // The bytes of a contiguous u8 tensor [n] as [n / size] elements of another dtype, on whose
+  // boundary they begin.
+  Tensor as(Dtype dtype) const;
   // Size-1 (and missing leading) axes stretched with stride 0.
   Tensor expand(const Shape& shape) const;
 

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <optional>
 
+#include "core/stream.h"
 #include "distributed/collectives.h"
 #include "distributed/queue.h"
 
@@ -128,8 +129,14 @@ class Communicator::Core {
     }
     const bool blocking = call.caller_waits;
     call.caller_waits = false;
-    Work work = queue_.push([call, body] { body(call); }, std::move(finish),
-                            [call](double seconds) { call.waited(seconds); });
+    const Device home = transport_->home();
+    const Stream stream = stream_of(home);  // of this thread: tensors are ready there
+    const auto on_stream = [call, body, home, stream] {
+      const StreamScope scope(home, stream);
+      body(call);
+    };
+    Work work =
+        queue_.push(on_stream, std::move(finish), [call](double seconds) { call.waited(seconds); });
     if (blocking) work.wait();
     return work;
   }

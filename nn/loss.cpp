@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "autograd/ops.h"
+#include "core/graph.h"
 #include "core/parallel.h"
 #include "nn/cpu/kernels.h"
 #include "nn/cuda/loss.h"
@@ -40,6 +41,18 @@ double element(const Tensor& rows, int64_t r, int64_t j) {
   }
 }
 
+// How many of labels [R] are scored. Throws for one that is no class.
+int64_t count_scored(const int64_t* labels, int64_t rows, int64_t classes, int64_t ignore) {
+  int64_t scored = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    FOVEA_CHECK(labels[r] == ignore || (labels[r] >= 0 && labels[r] < classes),
+                "cross_entropy: row ", r, " has label ", labels[r], ", outside the ", classes,
+                " classes");
+    scored += labels[r] != ignore;
+  }
+  return scored;
+}
+
 class CrossEntropyFn final : public Function {
  public:
   // targets: i64 [R], or f32 [R, V] when soft. divergence: less the entropy of soft targets, on GPU
@@ -60,18 +73,10 @@ class CrossEntropyFn final : public Function {
     const int64_t count = rows.dim(0);
     FOVEA_CHECK(targets_.numel() == (soft_ ? count * v : count), "cross_entropy: logits are ",
                 logits.shape(), " but targets are ", targets_.shape());
-    scored_ = 0;
-    for (int64_t r = 0; r < count && !soft_; ++r) {
-      const int64_t label = targets_.data<int64_t>()[r];
-      FOVEA_CHECK(label == options_.ignore_index || (label >= 0 && label < v),
-                  "cross_entropy: row ", r, " has label ", label, ", outside the ", v, " classes");
-      scored_ += label != options_.ignore_index;
-    }
-    if (soft_) {
-      scored_ = count;
-      targets_ = targets_.to(logits.device());
-    }
+    if (soft_) targets_ = targets_.to(logits.device());
     if (!rows.device().is_cpu()) return forward_gpu(rows);
+    scored_ =
+        soft_ ? count : count_scored(targets_.data<int64_t>(), count, v, options_.ignore_index);
     const Tensor lse = Tensor::zeros({count}, Dtype::f64),
                  loss = Tensor::zeros({count}, Dtype::f64);
     const double e = options_.label_smoothing;
@@ -175,7 +180,7 @@ class CrossEntropyFn final : public Function {
  private:
   Tensor forward_gpu(const Tensor& rows) {
     const Device device = rows.device();
-    targets_ = targets_.to(device);
+    bring_targets(rows.dim(0), rows.dim(1), device);
     const Tensor loss = Tensor::empty({}, Dtype::f32, device),
                  of_rows = Tensor::empty({3, rows.dim(0)}, Dtype::f32, device);
     const Tensor lse = of_rows.select(0, 0), weight = of_rows.select(0, 1);
@@ -184,6 +189,25 @@ class CrossEntropyFn final : public Function {
                    stream_of(device));
     save(rows, lse, weight);
     return loss;
+  }
+  // Labels go to the device with the number of those that are scored behind them.
+  void bring_targets(int64_t rows, int64_t classes, Device device) {
+    if (soft_) {
+      scored_there_ = Tensor::full({1}, static_cast<double>(rows), Dtype::f32, device);
+      return;
+    }
+    const int64_t bytes = targets_.bytes();
+    const auto fill = [labels = targets_, rows, classes, ignore = options_.ignore_index,
+                       bytes](void* to) {
+      const auto scored =
+          static_cast<float>(count_scored(labels.data<int64_t>(), rows, classes, ignore));
+      std::memcpy(to, labels.raw(), static_cast<size_t>(bytes));
+      std::memcpy(static_cast<char*>(to) + bytes, &scored, sizeof scored);
+    };
+    const Tensor both =
+        host_input({bytes + static_cast<int64_t>(sizeof(float))}, Dtype::u8, device, fill);
+    targets_ = both.slice(0, 0, bytes).as(Dtype::i64);
+    scored_there_ = both.slice(0, bytes, both.numel()).as(Dtype::f32);
   }
   Tensor backward_gpu(const Tensor& dloss) const {
     const auto [rows, lse, weight] = saved<3>();
@@ -203,7 +227,7 @@ class CrossEntropyFn final : public Function {
             static_cast<float>(options_.label_smoothing),
             static_cast<float>(options_.z_loss),
             divergence_,
-            static_cast<float>(scored_)};
+            scored_there_.data<float>()};
   }
 
   bool ignored(int64_t r) const {
@@ -214,7 +238,8 @@ class CrossEntropyFn final : public Function {
   CrossEntropyOptions options_;
   bool soft_, divergence_;
   Shape shape_;
-  int64_t scored_ = 0;
+  int64_t scored_ = 0;   // on the cpu
+  Tensor scored_there_;  // [1] f32 on a GPU device
 };
 
 // Means over elements, on GPU devices.
@@ -302,6 +327,9 @@ double mean_negative_entropy(const Tensor& targets) {
 
 Variable cross_entropy(const Variable& logits, const Tensor& targets,
                        const CrossEntropyOptions& options) {
+  FOVEA_CHECK(!is_capturing(logits.value().device()) || targets.is_contiguous(),
+              "cross_entropy: targets ", targets.shape(), " with strides ", targets.strides(),
+              " in a captured region; expected contiguous ones, which can be written again");
   return record(make<CrossEntropyFn>(targets.contiguous(), options, false), logits);
 }
 Variable cross_entropy_soft(const Variable& logits, const Tensor& targets,

@@ -121,7 +121,9 @@ void Module::to(Device device) {
 
 RngKey current_rng(std::string_view purpose, std::string_view path) {
   const RandomScope::State& state = RandomScope::current();
-  return RngKey(state.seed, purpose, path, state.step);
+  RngKey key(state.seed, purpose, path, state.step);
+  key.step_at = state.step_at;
+  return key;
 }
 
 }  // namespace fovea::nn

@@ -36,6 +36,8 @@ void TrainOptions::describe(config::Fields& f) {
         config::one_of({"f32", "bf16"}));
   f.add("device", device, "where the step runs", config::one_of(device_names()));
   f.add("threads", threads, "0: all cores", config::from_to(0, 1024));
+  f.add("graph", graph, "a step as one CUDA graph; auto: on a card, where the step can be captured",
+        config::one_of({"auto", "on", "off"}));
   f.add("log_every", log_every, "steps between metrics lines", config::at_least(1));
   f.add("eval_every", eval_every, "steps between evaluations; 0: only at the end",
         config::at_least(0));

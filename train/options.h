@@ -23,7 +23,8 @@ struct TrainOptions : config::Options {
   int64_t seed = 1;
   std::string precision = "f32";  // activations: f32 | bf16; master weights and statistics stay f32
   std::string device = "cpu";
-  int64_t threads = 0;  // 0: all cores
+  int64_t threads = 0;         // 0: all cores
+  std::string graph = "auto";  // whether steps are CUDA graphs: train/step_graph.h
 
   int64_t log_every = 10;      // steps between metrics lines
   int64_t eval_every = 200;    // steps between evaluations; 0: only at the end

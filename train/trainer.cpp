@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/trainer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 
 #include "core/cuda/device.h"
 #include "core/parallel.h"
@@ -85,6 +87,9 @@ Trainer::Trainer(Experiment& experiment)
   parameters_ = model_->module().parameters();
   optimizer_ = make_optimizer(experiment.optimizer, parameters_);
   if (train.ema > 0.0) ema_ = std::make_unique<Ema>(parameters_, train.ema);
+  graph_ =
+      std::make_unique<StepGraph>(StepGraph::parse(train.graph, device_), device_, parameters_,
+                                  [this](const data::Batch& batch) { return queue_step(batch); });
 }
 
 // ---- one step -----------------------------------------------------------------------------------
@@ -94,59 +99,98 @@ Trainer::StepResult Trainer::step() { return step(loader_->next()); }
 Trainer::StepResult Trainer::step(const data::Batch& batch) {
   const TrainOptions& train = experiment_.train;
   const int64_t samples = batch.inputs.dim(0);
-  const int64_t micro = train.micro_batch > 0 ? train.micro_batch : samples;
   const auto scored = static_cast<double>(scored_positions(batch));
   FOVEA_CHECK(scored > 0, "train: step ", step_ + 1, ": no position of the batch has a target");
+  // Means over parts are weighted by their scored positions, so that accumulation changes nothing.
+  weights_.clear();
+  const int64_t micro = micro_batch(samples);
+  for (int64_t begin = 0; begin < samples; begin += micro)
+    weights_.push_back(static_cast<double>(scored_positions(
+                           slice(batch, begin, std::min(samples, begin + micro)))) /
+                       scored);
 
   StepResult result;
-  model_->module().train();
-  model_->module().zero_grad();
-  // Means over parts are weighted by their scored positions, so that accumulation changes nothing.
-  struct Part {
-    double weight;
-    Tensor loss;
-  };
-  std::vector<Part> parts;
-  for (int64_t begin = 0; begin < samples; begin += micro) {
-    const data::Batch part = slice(batch, begin, std::min(samples, begin + micro));
-    const nn::RandomScope random(static_cast<uint64_t>(train.seed), static_cast<uint64_t>(step_),
-                                 begin);
-    const double weight = static_cast<double>(scored_positions(part)) / scored;
-    if (weight == 0.0) continue;
-    const MemoryLabel label("batch and loss");
-    const Variable loss = model_->loss(moved(part, device_), train);
-    parts.push_back({weight, loss.value()});
-    if (device_.is_cpu()) check_loss(parts.back().loss.item());
-    loss.backward(Tensor::full(loss.shape(), weight, loss.dtype(), device_));
-  }
   result.lr = learning_rate(experiment_.optimizer.lr, experiment_.schedule, step_, train.steps);
-  // A GPU is asked for the whole step before the host waits for its numbers; on the cpu a bad loss
-  // or gradient ends the run before the weights move.
+  model_->module().train();
+  std::vector<Tensor> losses;
   if (device_.is_cpu()) {
-    result.grad_norm = global_norm(parameters_);
-    check_norm(result.grad_norm);
-    optimizer_->step(result.lr, train.clip > 0.0 && result.grad_norm > train.clip
-                                    ? train.clip / result.grad_norm
-                                    : 1.0);
+    step_on_cpu(batch, result, losses);
   } else {
-    const Tensor norm = gradient_norm(parameters_);
-    Clip clip;
-    if (train.clip > 0.0) {
-      clip.norm = norm;
-      clip.most = train.clip;
-    }
-    optimizer_->step(result.lr, clip);
-    result.grad_norm = norm.item();
+    // A GPU is asked for the whole step before the host waits for its numbers.
+    optimizer_->advance(result.lr);
+    // A part that nobody scores is left out, which a graph cannot do.
+    const bool whole = std::find(weights_.begin(), weights_.end(), 0.0) == weights_.end();
+    const StepWork work = whole ? graph_->run(batch) : queue_step(batch);
+    result.grad_norm = work.norm.item();
+    losses = work.losses;
   }
-  for (const Part& part : parts) {
-    const double loss = part.loss.item();
+  for (size_t i = 0; i < losses.size(); ++i) {
+    if (weights_[i] == 0.0) continue;
+    const double loss = losses[i].item();
     check_loss(loss);
-    result.loss += part.weight * loss;
+    result.loss += weights_[i] * loss;
   }
   check_norm(result.grad_norm);
   if (ema_) ema_->update();
   ++step_;
   return result;
+}
+
+// A bad loss or gradient ends the run before the weights move.
+void Trainer::step_on_cpu(const data::Batch& batch, StepResult& result,
+                          std::vector<Tensor>& losses) {
+  losses = accumulate(batch);
+  result.grad_norm = global_norm(parameters_);
+  check_norm(result.grad_norm);
+  const double most = experiment_.train.clip;
+  optimizer_->step(result.lr,
+                   most > 0.0 && result.grad_norm > most ? most / result.grad_norm : 1.0);
+}
+
+// On a GPU device: captured and replayed, or done each time.
+StepWork Trainer::queue_step(const data::Batch& batch) {
+  StepWork work;
+  work.losses = accumulate(batch);
+  work.norm = gradient_norm(parameters_);
+  Clip clip;
+  if (experiment_.train.clip > 0.0) {
+    clip.norm = work.norm;
+    clip.most = experiment_.train.clip;
+  }
+  optimizer_->update(clip);
+  return work;
+}
+
+// Forward and backward of every part that has a weight; the losses of all.
+std::vector<Tensor> Trainer::accumulate(const data::Batch& batch) {
+  const TrainOptions& train = experiment_.train;
+  const MemoryLabel label("batch and loss");
+  model_->module().zero_grad();
+  RandomScope::State random{static_cast<uint64_t>(train.seed), static_cast<uint64_t>(step_)};
+  Tensor step_there;
+  if (is_capturing(device_)) {
+    step_there = host_input({1}, Dtype::i64, device_, [this](void* to) {
+      const uint64_t step = mix64(static_cast<uint64_t>(step_));
+      std::memcpy(to, &step, sizeof step);
+    });
+    random.step_at = reinterpret_cast<const uint64_t*>(step_there.data<int64_t>());
+  }
+  const int64_t samples = batch.inputs.dim(0), micro = micro_batch(samples);
+  std::vector<Tensor> losses(weights_.size());
+  for (size_t part = 0; part < losses.size(); ++part) {
+    if (weights_[part] == 0.0) continue;
+    random.first_sample = static_cast<int64_t>(part) * micro;
+    const RandomScope scope(random);
+    const int64_t end = std::min(samples, random.first_sample + micro);
+    const Variable loss =
+        model_->loss(moved(slice(batch, random.first_sample, end), device_), train);
+    losses[part] = loss.value();
+    if (device_.is_cpu()) check_loss(losses[part].item());
+    loss.backward(host_input(loss.shape(), Dtype::f32, device_, [this, part](void* to) {
+      *static_cast<float*>(to) = static_cast<float>(weights_[part]);
+    }));
+  }
+  return losses;
 }
 
 void Trainer::check_loss(double loss) const {

@@ -18,6 +18,7 @@
 #include "train/optim/optimizer.h"
 #include "train/progress.h"
 #include "train/run_folder.h"
+#include "train/step_graph.h"
 
 namespace fovea::train {
 
@@ -63,12 +64,20 @@ class Trainer {
   StepResult step();
 
   Model& model() { return *model_; }
+  bool captured() const { return graph_->captured(); }
   const data::Description& data() const { return train_source_->description(); }
   int64_t completed_steps() const { return step_; }
 
  private:
   struct Clock;
   StepResult step(const data::Batch& batch);
+  // Samples of a forward pass.
+  int64_t micro_batch(int64_t samples) const {
+    return experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch : samples;
+  }
+  std::vector<Tensor> accumulate(const data::Batch& batch);
+  void step_on_cpu(const data::Batch& batch, StepResult& result, std::vector<Tensor>& losses);
+  StepWork queue_step(const data::Batch& batch);
   void check_loss(double loss) const;
   void check_norm(double norm) const;
   void log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics, Progress& progress);
@@ -84,7 +93,9 @@ class Trainer {
   Parameters parameters_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Ema> ema_;
+  std::unique_ptr<StepGraph> graph_;
   int64_t step_ = 0;
+  std::vector<double> weights_;  // of the step's micro-batches: their shares of scored positions
   double seconds_ = 0.0;
   std::optional<double> best_;  // lowest held-out loss
 };

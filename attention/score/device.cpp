@@ -48,7 +48,8 @@ int64_t splits_for(int64_t blocks, int64_t at_once, int64_t most, bool few_rows)
   return splits;
 }
 
-// [positions, D] each, on the device; made once and replaced by a longer one when positions grow.
+// [positions, D] each, on the device; made once, and a longer one when positions grow. The shorter
+// ones stay: a captured graph may read them.
 struct DeviceRotary {
   int64_t positions = 0;
   Tensor cosine, sine;
@@ -56,15 +57,16 @@ struct DeviceRotary {
 DeviceRotary rotary_on(Device device, Rope kind, double base, int64_t positions, int64_t dim) {
   if (kind == Rope::none || positions == 0 || dim == 0) return {};
   static std::mutex mutex;
-  static std::map<std::tuple<Device::Kind, int, Rope, double, int64_t>, DeviceRotary> tables;
+  static std::map<std::tuple<Device::Kind, int, Rope, double, int64_t>, std::vector<DeviceRotary>>
+      all;
   const std::lock_guard lock(mutex);
-  DeviceRotary& table = tables[{device.kind, device.index, kind, base, dim}];
-  if (table.positions < positions) {
+  std::vector<DeviceRotary>& tables = all[{device.kind, device.index, kind, base, dim}];
+  if (tables.empty() || tables.back().positions < positions) {
     const auto host = rotary_table<float>(kind, base, positions, dim);
-    table = {host->positions, Tensor::from(host->cosine, {host->positions, dim}, device),
-             Tensor::from(host->sine, {host->positions, dim}, device)};
+    tables.push_back({host->positions, Tensor::from(host->cosine, {host->positions, dim}, device),
+                      Tensor::from(host->sine, {host->positions, dim}, device)});
   }
-  return table;
+  return tables.back();
 }
 
 ScoreRows rows_of(const Tensor& t) {

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "core/card/runtime.h"
+#include "core/cuda/stream.h"
 
 namespace fovea::cuda {
 namespace {
@@ -82,10 +83,12 @@ void* device_allocate(size_t bytes) {
 void device_free(void* block) noexcept { cudaFree(block); }
 
 void copy_to_device(void* to, const void* from, size_t bytes, Stream stream) {
+  if (is_capturing(stream)) fail_in_capture("a copy from the host");
   if (bytes > 0) Staging::one().send(to, from, bytes, handle(stream));
 }
 
 void copy_to_host(void* to, const void* from, size_t bytes, Stream stream) {
+  if (is_capturing(stream)) fail_in_capture("a copy to the host");
   if (bytes == 0) return;
   FOVEA_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, handle(stream)));
   synchronize(stream);
@@ -101,7 +104,10 @@ void fill_bytes(void* to, uint8_t value, size_t bytes, Stream stream) {
   FOVEA_CUDA_CHECK(cudaMemsetAsync(to, value, bytes, handle(stream)));
 }
 
-void synchronize(Stream stream) { FOVEA_CUDA_CHECK(cudaStreamSynchronize(handle(stream))); }
+void synchronize(Stream stream) {
+  if (is_capturing(stream)) fail_in_capture("a wait of the host");
+  FOVEA_CUDA_CHECK(cudaStreamSynchronize(handle(stream)));
+}
 
 DeviceInfo device_info(int index) {
   int count = 0;

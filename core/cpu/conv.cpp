@@ -8,6 +8,7 @@
 
 #include "core/cpu/isa.h"
 #include "core/cpu/onednn_engine.h"
+#include "core/graph.h"
 #include "core/ops/conv_pass.h"
 #include "core/ops/elementwise.h"
 #include "core/parallel.h"
@@ -263,7 +264,9 @@ Tensor conv(const Tensor& x_in, const Tensor& w_in, const Tensor& bias, const Co
   FOVEA_CHECK(!bias.defined() || bias.device() == x_in.device(), "conv: bias is on ", bias.device(),
               " and x on ", x_in.device(), "; move one with Tensor::to");
   if (const Device device = x_in.device(); is_interpreted(x_in)) {
-    return conv(x_in.to(kCpu), w_in.to(kCpu), bias.to(kCpu), g).to(device);
+    const Tensor result = Tensor::empty(shape, x_in.dtype(), device);
+    host_work(device, [=] { result.copy_(conv(x_in.to(kCpu), w_in.to(kCpu), bias.to(kCpu), g)); });
+    return result;
   } else if (!device.is_cpu()) {
     const Tensor result = Tensor::empty(shape, x_in.dtype(), device);
     on_card(Pass::forward, x_in.contiguous(), w_in.contiguous(), result, g);
@@ -295,7 +298,11 @@ Tensor conv_input_gradient(const Tensor& dy_in, const Tensor& w_in, const Shape&
   check_operands(dy_in, w_in);
   check_result(dy_in, conv_shape(x_shape, w_in.shape(), g));
   if (const Device device = dy_in.device(); is_interpreted(dy_in)) {
-    return conv_input_gradient(dy_in.to(kCpu), w_in.to(kCpu), x_shape, g).to(device);
+    const Tensor result = Tensor::empty(x_shape, dy_in.dtype(), device);
+    host_work(device, [=] {
+      result.copy_(conv_input_gradient(dy_in.to(kCpu), w_in.to(kCpu), x_shape, g));
+    });
+    return result;
   } else if (!device.is_cpu()) {
     const Tensor result = Tensor::empty(x_shape, dy_in.dtype(), device);
     on_card(Pass::input_gradient, result, w_in.contiguous(), dy_in.contiguous(), g);
@@ -320,7 +327,11 @@ Tensor conv_weight_gradient(const Tensor& dy_in, const Tensor& x_in, const Shape
   check_operands(dy_in, x_in);
   check_result(dy_in, conv_shape(x_in.shape(), w_shape, g));
   if (const Device device = dy_in.device(); is_interpreted(dy_in)) {
-    return conv_weight_gradient(dy_in.to(kCpu), x_in.to(kCpu), w_shape, g).to(device);
+    const Tensor result = Tensor::empty(w_shape, Dtype::f32, device);
+    host_work(device, [=] {
+      result.copy_(conv_weight_gradient(dy_in.to(kCpu), x_in.to(kCpu), w_shape, g));
+    });
+    return result;
   } else if (!device.is_cpu()) {
     const Tensor result = Tensor::empty(w_shape, dy_in.dtype(), device);
     on_card(Pass::weight_gradient, x_in.contiguous(), result, dy_in.contiguous(), g);

@@ -7,6 +7,7 @@
 #include "core/cpu/gemm.h"
 #include "core/cpu/isa.h"
 #include "core/cpu/onednn.h"
+#include "core/graph.h"
 #include "core/ops/copy.h"
 #include "core/ops/strided.h"
 #include "core/parallel.h"
@@ -155,9 +156,11 @@ void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, c
               bool accumulate) {
   if (out.numel() == 0) return;
   if (out.device().kind == Device::Kind::interpreted) {
-    const Tensor here = accumulate ? out.to(kCpu) : Tensor::empty(out.shape(), out.dtype());
-    multiply(here, a_given.to(kCpu), b_given.to(kCpu), bias.to(kCpu), accumulate);
-    return out.copy_(here);
+    return host_work(out.device(), [=] {
+      const Tensor here = accumulate ? out.to(kCpu) : Tensor::empty(out.shape(), out.dtype());
+      multiply(here, a_given.to(kCpu), b_given.to(kCpu), bias.to(kCpu), accumulate);
+      out.copy_(here);
+    });
   }
   if (a_given.dim(-1) == 0) {
     if (bias.defined())

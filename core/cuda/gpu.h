@@ -15,12 +15,13 @@
 
 namespace fovea {
 
-// Work queued on it is done in order. The interpreted device has none: its kernels have ended when
-// their launch returns.
+// Work queued on it is done in order (core/stream.h). On the interpreted device work has ended when
+// the call that queues it returns, but on a stream that is captured.
 struct Stream {
-  void* handle = nullptr;  // a cudaStream_t
+  void* handle = nullptr;  // a cudaStream_t; an interpreted::Queue, null: the main one
+  friend bool operator==(const Stream&, const Stream&) = default;
 };
-// The stream on which this host thread's work goes.
+// The stream on which this host thread's work for a device goes.
 Stream stream_of(Device device);
 
 namespace detail {

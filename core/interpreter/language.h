@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "core/interpreter/intrinsics.h"
+#include "core/interpreter/queue.h"
 
 #define __global__
 #define __device__
@@ -45,18 +46,21 @@ std::string kernel_name() {
 }
 
 template <auto kKernel, typename... P, typename... A>
-void launch_as(void (*)(P...), const LaunchSpec& spec, A&&... arguments) {
+void launch_as(void (*)(P...), const LaunchSpec& spec, Tape* tape, A&&... arguments) {
   // Pointers find their allocations here, once.
   const std::tuple<std::remove_cv_t<P>...> values(std::forward<A>(arguments)...);
-  run(spec, [&values] { std::apply(kKernel, values); });
+  if (tape != nullptr)
+    tape->push_back([spec, values] { run(spec, [&values] { std::apply(kKernel, values); }); });
+  else
+    run(spec, [&values] { std::apply(kKernel, values); });
 }
 }  // namespace detail
 
-// Runs the kernel to its end.
+// Runs the kernel to its end, or puts it on the stream's tape.
 template <auto kKernel, typename... A>
-void launch(Dim3 grid, Dim3 block, size_t shared_bytes, Stream, A&&... arguments) {
+void launch(Dim3 grid, Dim3 block, size_t shared_bytes, Stream stream, A&&... arguments) {
   detail::launch_as<kKernel>(kKernel, {detail::kernel_name<kKernel>(), grid, block, shared_bytes},
-                             std::forward<A>(arguments)...);
+                             tape_of(stream), std::forward<A>(arguments)...);
 }
 
 // A grid whose blocks wait for one another: each needs a host thread of its own. blocks_together is

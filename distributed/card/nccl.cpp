@@ -11,7 +11,7 @@
 
 #include "core/card/library.h"
 #include "core/card/runtime.h"
-#include "core/cuda/gpu.h"
+#include "core/cuda/stream.h"
 #include "distributed/transport.h"
 
 namespace fovea::distributed {
@@ -102,7 +102,9 @@ class Queued : public Exchange {
     link_->check_alive();
     const cudaStream_t stream = link_->stream();
     const Event ready;
-    const Stream compute = stream_of(link_->device());
+    const Stream compute =
+        stream_of(link_->device());  // the caller's, also where a Queue's thread posts
+    if (cuda::is_capturing(compute)) fail_in_capture("a message between ranks");
     FOVEA_CUDA_CHECK(cudaEventRecord(ready.get(), static_cast<cudaStream_t>(compute.handle)));
     FOVEA_CUDA_CHECK(cudaStreamWaitEvent(stream, ready.get(), 0));
     check(api().ncclGroupStart(), "group start");

@@ -92,11 +92,13 @@ __global__ void __launch_bounds__(kThreads)
                                   Global<const float> lse_in, Global<const float> weight_in,
                                   Global<const T> logits, Global<const int64_t> labels,
                                   Global<const float> soft, int64_t rows, int64_t classes,
-                                  int64_t ignore, float smoothing, float scored, bool wide) {
+                                  int64_t ignore, float smoothing, Global<const float> scored,
+                                  bool wide) {
   const int64_t row = team_row<kWarps>(), at = row * classes;
   if (row >= rows) return;
   int64_t label = -1;
-  float g = dloss[0] / scored;
+  const float count = scored[0];
+  float g = dloss[0] / count;
   if (labels != nullptr) {
     label = labels[row];
     if (label == ignore) g = 0.0f;
@@ -124,8 +126,10 @@ __global__ void __launch_bounds__(kThreads)
 constexpr int kMeanThreads = 1024;
 
 __global__ void __launch_bounds__(kMeanThreads)
-    mean_kernel(Global<float> mean, Global<const float> x, int64_t n, float divisor) {
+    mean_kernel(Global<float> mean, Global<const float> x, int64_t n, Global<const float> scored,
+                float divisor) {
   FOVEA_SHARED(float, room, 32);
+  if (scored != nullptr) divisor = scored[0];
   float total = 0.0f;
   for (int64_t i = threadIdx.x; i < n; i += kMeanThreads) total += x[i];
   total = block_sum(total, room);
@@ -136,8 +140,9 @@ bool in_warps(const CrossEntropyCall& c) { return c.classes <= kWarpRow; }
 
 }  // namespace
 
-void mean_of(float* mean, const float* x, int64_t n, float divisor, Stream stream) {
-  launch<mean_kernel>(1, kMeanThreads, 0, stream, mean, x, n, divisor);
+void mean_of(float* mean, const float* x, int64_t n, const float* scored, float divisor,
+             Stream stream) {
+  launch<mean_kernel>(1, kMeanThreads, 0, stream, mean, x, n, scored, divisor);
 }
 
 void cross_entropy_forward(float* loss, float* lse, float* weight, float* row_loss,
@@ -153,7 +158,7 @@ void cross_entropy_forward(float* loss, float* lse, float* weight, float* row_lo
     });
   };
   if (c.rows > 0) in_warps(c) ? run(Width<1>{}) : run(Width<kThreads / 32>{});
-  mean_of(loss, row_loss, c.rows, c.scored, stream);
+  mean_of(loss, row_loss, c.rows, c.scored, 0.0f, stream);
 }
 
 void cross_entropy_backward(void* dlogits, const float* dloss, const float* lse,

@@ -5,6 +5,7 @@
 // Shapes  any; a draw covers `span` neighbouring elements.
 // Cost  x read, y written once. A Philox block gives 4 words, about 20 instructions each: below the
 // time of the 4 to 8 bytes of its element.
+#include "core/cuda/random.cuh"
 #include "nn/cuda/elementwise.h"
 #include "nn/cuda/vectors.cuh"
 
@@ -21,8 +22,9 @@ __device__ inline uint32_t word_of(const RngKey& rng, uint64_t index) {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
-    dropout_kernel(Global<T> y, Global<const T> x, int64_t count, RngKey rng, uint64_t first,
+    dropout_kernel(Global<T> y, Global<const T> x, int64_t count, RngKey given, uint64_t first,
                    uint32_t threshold, float factor, bool wide) {
+  const RngKey rng = at_step(given);
   const auto read = [&]<int N>(float(&v)[1][N], int64_t i) { load_floats<N, T>(v[0], x + i); };
   each_chunk<T, 1>(count, wide, read, [&]<int N>(float(&in)[1][N], int64_t i) {
     float(&v)[N] = in[0];
@@ -44,8 +46,9 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
-    dropout_spans_kernel(Global<T> y, Global<const T> x, int64_t count, int64_t span, RngKey rng,
+    dropout_spans_kernel(Global<T> y, Global<const T> x, int64_t count, int64_t span, RngKey given,
                          uint64_t first, uint32_t threshold, float factor, bool wide) {
+  const RngKey rng = at_step(given);
   const auto read = [&]<int N>(float(&v)[1][N], int64_t i) { load_floats<N, T>(v[0], x + i); };
   each_chunk<T, 1>(count, wide, read, [&]<int N>(float(&in)[1][N], int64_t i) {
     float(&v)[N] = in[0];

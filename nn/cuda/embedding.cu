@@ -33,6 +33,9 @@ __global__ void __launch_bounds__(kThreads)
                          Global<const float> partial, int64_t split, int64_t channels) {
   const int64_t column = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * N, k = blockIdx.x;
   if (column >= channels) return;
+  int64_t row = k;
+  if (rows != nullptr) row = rows[k];
+  if (row < 0) return;
   const int64_t end = first[k + 1];
   float total[N];
   FOVEA_UNROLL
@@ -57,8 +60,6 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  int64_t row = k;
-  if (rows != nullptr) row = rows[k];
   store_floats<N, To>(out + (row * channels + column), total);
 }
 

@@ -17,8 +17,8 @@ struct CrossEntropyCall {
   int64_t rows, classes;
   int64_t ignore;  // label of rows that do not count
   float smoothing, z_loss;
-  bool divergence;  // soft: less the entropy of the targets
-  float scored;     // rows that count
+  bool divergence;      // soft: less the entropy of the targets
+  const float* scored;  // one in device memory: how many rows count
 };
 
 enum class PointLoss { squared_error, binary_cross_entropy };
@@ -32,8 +32,10 @@ constexpr int64_t point_loss_parts(int64_t count) {
 }  // namespace fovea
 
 FOVEA_GPU_DECLARE(
-    // mean [] = sum of x [n] / divisor; 0 where that is 0
-    void mean_of(float* mean, const float* x, int64_t n, float divisor, Stream stream);
+    // mean [] = sum of x [n] / divisor; 0 where that is 0. The divisor is scored[0], or the number
+    // where `scored` is null.
+    void mean_of(float* mean, const float* x, int64_t n, const float* scored, float divisor,
+                 Stream stream);
 
     // loss []; saved for backward: lse [rows] and weight [rows], the factor of the row's softmax in
     // its gradient. row_loss: room for [rows].

@@ -72,7 +72,7 @@ void point_loss_forward(float* loss, float* partial, const void* x, Dtype dtype,
                                          static_cast<const T*>(x), target, count, kind,
                                          on_boundaries({x, target}));
   });
-  mean_of(loss, partial, parts, static_cast<float>(count), stream);
+  mean_of(loss, partial, parts, nullptr, static_cast<float>(count), stream);
 }
 
 void point_loss_backward(void* dx, const float* dloss, const void* x, Dtype dtype,

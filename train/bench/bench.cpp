@@ -16,6 +16,7 @@
 #include "train/bench/roof.h"
 #include "train/model_options.h"
 #include "train/optim/optimizer.h"
+#include "train/step_graph.h"
 
 namespace fovea::train {
 namespace {
@@ -262,19 +263,30 @@ std::vector<BenchRow> bench_step(const StepBench& z, Dtype dtype, double seconds
   const auto optimizer = make_optimizer(OptimizerOptions(), parameters);
   const Tensor ids = random_ids({z.batch, z.context}, z.vocab),
                targets = random_ids({z.batch, z.context}, z.vocab);
+  StepGraph step(
+      StepGraph::parse(z.graph, device), device, parameters, [&](const data::Batch& batch) {
+        gpt.zero_grad();
+        const Variable loss = nn::cross_entropy(gpt.forward(batch.inputs), batch.targets);
+        loss.backward();
+        StepWork work{{loss.value()}, gradient_norm(parameters)};
+        Clip clip;
+        clip.norm = work.norm;
+        clip.most = 1.0;
+        optimizer->update(clip);
+        return work;
+      });
+  const auto run = [&] {
+    optimizer->advance(1e-4);
+    step.run({ids, targets, {}});
+  };
+  while (step.wanted() && !step.captured()) run();
   const double flops = 3.0 * gpt.forward_flops(z.batch, z.context),
                tokens = static_cast<double>(z.batch * z.context);
   BenchRow row = measure(concat("GPT ", z.layers, " x ", z.dim, ", context ", z.context, ", batch ",
-                                z.batch, ", ", name(dtype)),
+                                z.batch, ", ", name(dtype), step.captured() ? ", graph" : ""),
                          std::max(seconds, 5.0), tokens, "tokens/s", tokens / flops,
-                         product_roof(dtype, device), device, [&] {
-                           gpt.zero_grad();
-                           nn::cross_entropy(gpt.forward(ids), targets).backward();
-                           Clip clip;
-                           clip.norm = gradient_norm(parameters);
-                           clip.most = 1.0;
-                           optimizer->step(1e-4, clip);
-                         });
+                         product_roof(dtype, device), device, run);
+  row.peak_bytes += step.bytes();
   return {row};
 }
 

@@ -35,6 +35,7 @@ std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dt
                                       bool causal, double seconds, Device device);
 
 struct StepBench {
+  std::string graph = "auto";  // as train.graph
   int64_t layers = 6, heads = 6, dim = 384, context = 256, vocab = 256, batch = 8;
 };
 // Forward, backward, clip and AdamW of a GPT on random tokens, in tokens/s.

@@ -79,6 +79,9 @@ void add_bench(CLI::App& program, int&) {
   for (CLI::Option* size :
        whole->get_options([](const CLI::Option* o) { return o->get_name() != "--help"; }))
     size->check(whole_number(1, 1 << 24));
+  whole->add_option("--graph", step.graph, "the step as one CUDA graph: auto, on or off")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "on", "off"}));
   add_bench_comm(*bench);
   for (CLI::App* verb : {gemm, memory, attention, whole}) {
     verb->add_option("--device", device, "where it runs")->capture_default_str();

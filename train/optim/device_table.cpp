@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "core/cuda/device.h"
+#include "core/graph.h"
 
 namespace fovea::train {
 namespace {
@@ -11,10 +11,9 @@ namespace {
 template <typename T>
 Tensor copied(const std::vector<T>& values, Device device) {
   const size_t bytes = values.size() * sizeof(T);
-  const Tensor there = Tensor::empty({static_cast<int64_t>(bytes)}, Dtype::u8, device);
-  FOVEA_GPU_CALL(device, copy_to_device, there.data<uint8_t>(), values.data(), bytes,
-                 stream_of(device));
-  return there;
+  const Tensor here = Tensor::empty({static_cast<int64_t>(bytes)}, Dtype::u8);
+  std::memcpy(here.raw(), values.data(), bytes);
+  return host_constant(here, device);
 }
 
 }  // namespace
@@ -33,17 +32,18 @@ UpdateTable DeviceTable::operator()(const std::vector<DeviceRow>& rows) {
   }
   const Device device = rows.front().g.device();
   const bool same =
-      entries.size() == entries_.size() &&
+      !is_capturing(device) && entries.size() == entries_.size() &&
       std::memcmp(entries.data(), entries_.data(), entries.size() * sizeof(UpdateEntry)) == 0;
   if (!same) {
     std::vector<UpdateChunk> chunks;
     for (size_t i = 0; i < entries.size(); ++i)
       for (int64_t begin = 0; begin < entries[i].n; begin += kUpdateChunk)
         chunks.push_back({static_cast<int32_t>(i), static_cast<int32_t>(begin / kUpdateChunk)});
-    entries_ = std::move(entries);
-    entries_there_ = copied(entries_, device);
+    entries_there_ = copied(entries, device);
     chunks_there_ = copied(chunks, device);
     chunks_ = static_cast<int64_t>(chunks.size());
+    entries_ = std::move(entries);
+    if (is_capturing(device)) entries_.clear();  // its table is there when it is replayed
   }
   return {reinterpret_cast<const UpdateEntry*>(entries_there_.data<uint8_t>()),
           reinterpret_cast<const UpdateChunk*>(chunks_there_.data<uint8_t>()), chunks_};

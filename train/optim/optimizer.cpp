@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 
 #include "core/ops/elementwise.h"
@@ -128,9 +129,7 @@ double on_host(const Clip& clip) {
   return norm > clip.most ? clip.most / norm : 1.0;
 }
 
-void adamw(const std::vector<Slot>& slots, const OptimizerOptions& o, int64_t t, double lr,
-           const Clip& clip, DeviceTable& table) {
-  make_gradients_contiguous(slots);
+AdamwStep adamw_step(const OptimizerOptions& o, int64_t t, double lr) {
   AdamwStep s{};
   s.beta1 = static_cast<float>(o.beta1);
   s.beta2 = static_cast<float>(o.beta2);
@@ -139,12 +138,20 @@ void adamw(const std::vector<Slot>& slots, const OptimizerOptions& o, int64_t t,
       static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(o.beta2, static_cast<double>(t))));
   s.eps = static_cast<float>(o.eps);
   s.shrink = static_cast<float>(1.0 - lr * o.weight_decay);
+  return s;
+}
+
+void adamw(const std::vector<Slot>& slots, const std::function<AdamwStep()>& step, const Clip& clip,
+           DeviceTable& table) {
+  make_gradients_contiguous(slots);
   if (on_gpu(slots)) {
     const Device device = slots.front().first.device();
-    FOVEA_GPU_CALL(device, adamw_step, table(device_rows(slots)), on_device(clip), s,
-                   stream_of(device));
+    const Tensor there = made_on_host<AdamwStep>(device, step);
+    FOVEA_GPU_CALL(device, adamw_step, table(device_rows(slots)), on_device(clip),
+                   struct_in<AdamwStep>(there), stream_of(device));
     return;
   }
+  AdamwStep s = step();
   s.factor = static_cast<float>(on_host(clip));
   for_blocks(slots, [&](const Slot& slot, int64_t begin, int64_t n) {
     AdamwStep mine = s;
@@ -164,11 +171,12 @@ class Adamw final : public Optimizer {
     append_state(out, slots_, "m", "v");
     return out;
   }
+  void update(const Clip& clip) override {
+    adamw(
+        slots_, [this] { return adamw_step(options_, steps(), lr()); }, clip, table_);
+  }
 
  private:
-  void update(double lr, const Clip& clip) override {
-    adamw(slots_, options_, steps(), lr, clip, table_);
-  }
   OptimizerOptions options_;
   std::vector<Slot> slots_;
   DeviceTable table_;
@@ -184,41 +192,45 @@ class OneMoment final : public Optimizer {
     append_state(out, slots_, "m", "");
     return out;
   }
-
- private:
-  void update(double lr, const Clip& clip) override {
+  void update(const Clip& clip) override {
     make_gradients_contiguous(slots_);
     const bool lion = options_.kind == "lion";
-    if (on_gpu(slots_)) return update_on_device(lr, clip, lion);
+    if (on_gpu(slots_)) return lion ? lion_on_device(clip) : sgd_on_device(clip);
     const double factor = on_host(clip);
     for_blocks(slots_, [&](const Slot& slot, int64_t begin, int64_t n) {
       float* p = slot.variable.value().data<float>() + begin;
       const float* g = gradient(slot) + begin;
       float* m = slot.first.data<float>() + begin;
-      const float shrink =
-          slot.decays ? static_cast<float>(1.0 - lr * options_.weight_decay) : 1.0f;
-      const auto f = static_cast<float>(factor), rate = static_cast<float>(lr);
+      const float kept = slot.decays ? shrink() : 1.0f;
+      const auto f = static_cast<float>(factor), rate = static_cast<float>(lr());
       if (lion)
         FOVEA_SIMD_CALL(lion_update, p, g, m, n, f, rate, static_cast<float>(options_.beta1),
-                        static_cast<float>(options_.beta2), shrink);
+                        static_cast<float>(options_.beta2), kept);
       else
         FOVEA_SIMD_CALL(sgd_update, p, g, m, n, f, rate, static_cast<float>(options_.momentum),
-                        options_.nesterov, shrink);
+                        options_.nesterov, kept);
     });
   }
-  void update_on_device(double lr, const Clip& clip, bool lion) {
+
+ private:
+  float shrink() const { return static_cast<float>(1.0 - lr() * options_.weight_decay); }
+  void sgd_on_device(const Clip& clip) {
     const Device device = slots_.front().first.device();
-    const UpdateTable table = table_(device_rows(slots_));
-    const auto rate = static_cast<float>(lr);
-    const auto shrink = static_cast<float>(1.0 - lr * options_.weight_decay);
-    if (lion) {
-      const LionStep step{rate, static_cast<float>(options_.beta1),
-                          static_cast<float>(options_.beta2), shrink};
-      FOVEA_GPU_CALL(device, lion_step, table, on_device(clip), step, stream_of(device));
-    } else {
-      const SgdStep step{rate, static_cast<float>(options_.momentum), options_.nesterov, shrink};
-      FOVEA_GPU_CALL(device, sgd_step, table, on_device(clip), step, stream_of(device));
-    }
+    const Tensor there = made_on_host<SgdStep>(device, [this] {
+      return SgdStep{static_cast<float>(lr()), static_cast<float>(options_.momentum),
+                     options_.nesterov, shrink()};
+    });
+    FOVEA_GPU_CALL(device, sgd_step, table_(device_rows(slots_)), on_device(clip),
+                   struct_in<SgdStep>(there), stream_of(device));
+  }
+  void lion_on_device(const Clip& clip) {
+    const Device device = slots_.front().first.device();
+    const Tensor there = made_on_host<LionStep>(device, [this] {
+      return LionStep{static_cast<float>(lr()), static_cast<float>(options_.beta1),
+                      static_cast<float>(options_.beta2), shrink()};
+    });
+    FOVEA_GPU_CALL(device, lion_step, table_(device_rows(slots_)), on_device(clip),
+                   struct_in<LionStep>(there), stream_of(device));
   }
   OptimizerOptions options_;
   std::vector<Slot> slots_;
@@ -246,21 +258,40 @@ class Muon final : public Optimizer {
     append_state(out, rest_, "m", "v");
     return out;
   }
-
- private:
-  void update(double lr, const Clip& clip) override {
-    adamw(rest_, options_, steps(), options_.adam_lr * lr / options_.lr, clip, rest_table_);
+  void update(const Clip& clip) override {
+    adamw(
+        rest_,
+        [this] { return adamw_step(options_, steps(), options_.adam_lr * lr() / options_.lr); },
+        clip, rest_table_);
     const std::vector<Tensor> directions = nesterov(clip);
+    std::vector<DeviceRow> moves;
     size_t next = 0;
     for (const Slot& slot : matrices_) {
       if (!slot.variable.grad().defined()) continue;
       const Tensor& p = slot.variable.value();
-      const Tensor& direction = directions[next++];
+      const Tensor direction = orthogonalised(directions[next++]);
       const double aspect =
           std::sqrt(std::max(1.0, static_cast<double>(p.dim(0)) / static_cast<double>(p.dim(1))));
-      scale_(p, 1.0 - lr * options_.weight_decay);
-      axpy_(p, -lr * aspect, orthogonalised(direction));
+      if (on_gpu(matrices_)) {
+        moves.push_back(
+            {p, (aspect == 1.0 ? direction : scale(direction, aspect)).contiguous(), {}, {}});
+        continue;
+      }
+      scale_(p, 1.0 - lr() * options_.weight_decay);
+      axpy_(p, -lr() * aspect, direction);
     }
+    if (!moves.empty()) move_on_device(moves);
+  }
+
+ private:
+  void move_on_device(const std::vector<DeviceRow>& moves) {
+    const Device device = matrices_.front().first.device();
+    const Tensor there = made_on_host<MuonStep>(device, [this] {
+      return MuonStep{static_cast<float>(lr()),
+                      static_cast<float>(1.0 - lr() * options_.weight_decay)};
+    });
+    FOVEA_GPU_CALL(device, muon_step, moves_table_(moves), struct_in<MuonStep>(there),
+                   stream_of(device));
   }
   // Of each matrix with a gradient: m <- mu m + g, and mu m + g.
   std::vector<Tensor> nesterov(const Clip& clip) {
@@ -315,7 +346,7 @@ class Muon final : public Optimizer {
   }
   OptimizerOptions options_;
   std::vector<Slot> matrices_, rest_;
-  DeviceTable table_, rest_table_;
+  DeviceTable table_, rest_table_, moves_table_;
 };
 
 }  // namespace

@@ -34,9 +34,16 @@ class Optimizer {
   // gradient stay.
   void step(double lr, double factor) { step(lr, Clip{.factor = factor, .norm = {}}); }
   void step(double lr, const Clip& clip) {
-    ++steps_;
-    update(lr, clip);
+    advance(lr);
+    update(clip);
   }
+  // The same in two parts: update() can be captured (core/graph.h), and its replay is told by
+  // advance() which step it is. The optimizer outlives the graph.
+  void advance(double lr) {
+    ++steps_;
+    lr_ = lr;
+  }
+  virtual void update(const Clip& clip) = 0;
   // State in a fixed order ("m.<parameter>"), for checkpoints: the tensors themselves, not copies.
   virtual NamedTensors state() const = 0;
   // Completed steps (bias correction).
@@ -44,10 +51,11 @@ class Optimizer {
   void set_steps(int64_t steps) { steps_ = steps; }
 
  protected:
-  virtual void update(double lr, const Clip& clip) = 0;
+  double lr() const { return lr_; }
 
  private:
   int64_t steps_ = 0;
+  double lr_ = 0.0;
 };
 
 // Throws for a parameter that is not f32, for one that is listed twice, and for parameters on two

@@ -10,6 +10,7 @@
 #include "attention/score/cuda/kernels.h"
 #include "attention/score/rule.h"
 #include "core/cuda/kernel.cuh"
+#include "core/cuda/random.cuh"
 
 namespace FOVEA_GPU {
 
@@ -262,7 +263,7 @@ __device__ inline float score_of(const Arguments<T>& a, int b, int h, int i, int
 template <typename T>
 __device__ inline float keep_of(const Arguments<T>& a, int b, int h, int i, int j) {
   const auto index = static_cast<uint64_t>((((a.first_sample + b) * a.H + h) * a.N + i) * a.M + j);
-  const auto words = philox(a.rng, index >> 2);
+  const auto words = philox(at_step(a.rng), index >> 2);
   const uint32_t word = (index & 2) != 0 ? ((index & 1) != 0 ? words[3] : words[2])
                                          : ((index & 1) != 0 ? words[1] : words[0]);
   return word < a.drop_threshold ? 0.0f : a.keep_factor;

@@ -20,7 +20,8 @@ struct Element {
 
 struct AdamwRule {
   static constexpr bool kReadsP = true, kFirst = true, kSecond = true;
-  fovea::AdamwStep s;
+  using Step = fovea::AdamwStep;
+  Step s;
   __device__ void operator()(Element& e, float g, bool decays) const {
     e.m = fma(s.beta1, e.m, (1.0f - s.beta1) * g);
     e.v = fma(s.beta2, e.v, (1.0f - s.beta2) * (g * g));
@@ -31,7 +32,8 @@ struct AdamwRule {
 
 struct SgdRule {
   static constexpr bool kReadsP = true, kFirst = true, kSecond = false;
-  fovea::SgdStep s;
+  using Step = fovea::SgdStep;
+  Step s;
   __device__ void operator()(Element& e, float g, bool decays) const {
     e.m = fma(s.mu, e.m, g);
     const float update = s.nesterov ? fma(s.mu, e.m, g) : e.m;
@@ -41,7 +43,8 @@ struct SgdRule {
 
 struct LionRule {
   static constexpr bool kReadsP = true, kFirst = true, kSecond = false;
-  fovea::LionStep s;
+  using Step = fovea::LionStep;
+  Step s;
   __device__ void operator()(Element& e, float g, bool decays) const {
     const float direction = fma(s.beta1, e.m, (1.0f - s.beta1) * g);
     // A NaN stays one.
@@ -53,21 +56,34 @@ struct LionRule {
 
 struct MomentumRule {
   static constexpr bool kReadsP = false, kFirst = true, kSecond = false;
-  float mu;
+  using Step = float;
+  Step mu;
   __device__ void operator()(Element& e, float g, bool) const {
     e.m = fma(mu, e.m, g);
     e.p = fma(mu, e.m, g);
   }
 };
 
+struct MuonRule {
+  static constexpr bool kReadsP = true, kFirst = false, kSecond = false;
+  using Step = fovea::MuonStep;
+  Step s;
+  __device__ void operator()(Element& e, float g, bool) const {
+    e.p = fma(-s.lr, g, s.shrink * e.p);
+  }
+};
+
 struct ScaleRule {
   static constexpr bool kReadsP = false, kFirst = false, kSecond = false;
+  struct Step {};
+  Step nothing;
   __device__ void operator()(Element& e, float g, bool) const { e.p = g; }
 };
 
 struct EmaRule {
   static constexpr bool kReadsP = true, kFirst = false, kSecond = false;
-  float rest;
+  using Step = float;
+  Step rest;
   __device__ void operator()(Element& e, float g, bool) const { e.p = fma(rest, g - e.p, e.p); }
 };
 
@@ -84,7 +100,10 @@ __device__ inline float factor_of(const fovea::GradientFactor& f) {
 template <typename Rule>
 __global__ void __launch_bounds__(kThreads)
     update_kernel(Global<const fovea::UpdateEntry> entries, Global<const fovea::UpdateChunk> chunks,
-                  fovea::GradientFactor given, Rule rule) {
+                  fovea::GradientFactor given, typename Rule::Step step,
+                  Global<const typename Rule::Step> step_at) {
+  if (step_at != nullptr) step = step_at[0];
+  const Rule rule{step};
   const fovea::UpdateChunk chunk = chunks[blockIdx.x];
   const fovea::UpdateEntry entry = entries[chunk.entry];
   const Global<float> p = entry.p, m = entry.m, v = entry.v;
@@ -127,12 +146,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// The rule's numbers: `step`, or, where it is not null, what `step_at` points to.
 template <typename Rule>
-void update(const fovea::UpdateTable& table, const fovea::GradientFactor& factor, const Rule& rule,
-            Stream stream) {
+void update(const fovea::UpdateTable& table, const fovea::GradientFactor& factor,
+            const typename Rule::Step& step, const typename Rule::Step* step_at, Stream stream) {
   if (table.count == 0) return;
   launch<update_kernel<Rule>>(table.count, kThreads, 0, stream, table.entries, table.chunks, factor,
-                              rule);
+                              step, step_at);
 }
 
 // ---- the norm -----------------------------------------------------------------------------------
@@ -189,27 +209,30 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void adamw_step(const fovea::UpdateTable& table, const fovea::GradientFactor& factor,
-                const fovea::AdamwStep& step, Stream stream) {
-  update(table, factor, AdamwRule{step}, stream);
+                const fovea::AdamwStep* step, Stream stream) {
+  update<AdamwRule>(table, factor, {}, step, stream);
 }
 void sgd_step(const fovea::UpdateTable& table, const fovea::GradientFactor& factor,
-              const fovea::SgdStep& step, Stream stream) {
-  update(table, factor, SgdRule{step}, stream);
+              const fovea::SgdStep* step, Stream stream) {
+  update<SgdRule>(table, factor, {}, step, stream);
 }
 void lion_step(const fovea::UpdateTable& table, const fovea::GradientFactor& factor,
-               const fovea::LionStep& step, Stream stream) {
-  update(table, factor, LionRule{step}, stream);
+               const fovea::LionStep* step, Stream stream) {
+  update<LionRule>(table, factor, {}, step, stream);
+}
+void muon_step(const fovea::UpdateTable& table, const fovea::MuonStep* step, Stream stream) {
+  update<MuonRule>(table, {}, {}, step, stream);
 }
 void momentum_step(const fovea::UpdateTable& table, const fovea::GradientFactor& factor, float mu,
                    Stream stream) {
-  update(table, factor, MomentumRule{mu}, stream);
+  update<MomentumRule>(table, factor, mu, nullptr, stream);
 }
 void scale_step(const fovea::UpdateTable& table, const fovea::GradientFactor& factor,
                 Stream stream) {
-  update(table, factor, ScaleRule{}, stream);
+  update<ScaleRule>(table, factor, {}, nullptr, stream);
 }
 void ema_step(const fovea::UpdateTable& table, float rest, Stream stream) {
-  update(table, {}, EmaRule{rest}, stream);
+  update<EmaRule>(table, {}, rest, nullptr, stream);
 }
 void gradient_norm(float* norm, double* partial, const fovea::UpdateTable& table, Stream stream) {
   if (table.count > 0)

@@ -45,16 +45,23 @@ struct SgdStep {
 struct LionStep {
   float lr, beta1, beta2, shrink;
 };
+struct MuonStep {
+  float lr, shrink;
+};
 
 }  // namespace fovea
 
 FOVEA_GPU_DECLARE(
+    // `step`, what changes from step to step, is in device memory and read when the kernel runs.
+    // AdamwStep::factor is not used.
     void adamw_step(const fovea::UpdateTable& table, const fovea::GradientFactor& factor,
-                    const fovea::AdamwStep& step, Stream stream);
+                    const fovea::AdamwStep* step, Stream stream);
     void sgd_step(const fovea::UpdateTable& table, const fovea::GradientFactor& factor,
-                  const fovea::SgdStep& step, Stream stream);
+                  const fovea::SgdStep* step, Stream stream);
     void lion_step(const fovea::UpdateTable& table, const fovea::GradientFactor& factor,
-                   const fovea::LionStep& step, Stream stream);
+                   const fovea::LionStep* step, Stream stream);
+    // p <- shrink p - lr g
+    void muon_step(const fovea::UpdateTable& table, const fovea::MuonStep* step, Stream stream);
     // m <- mu m + factor g;  p <- mu m + factor g: Nesterov's direction.
     void momentum_step(const fovea::UpdateTable& table, const fovea::GradientFactor& factor,
                        float mu, Stream stream);
