@@ -22,6 +22,15 @@ struct ScoreRows {
   Dtype dtype = Dtype::f32;
 };
 
+// Whether TMA can copy tiles of bf16 rows [B, heads, n, D].
+inline bool in_tiles(const ScoreRows& r, int B, int heads, int n) {
+  const auto fits = [](int length, int64_t stride) {
+    return length == 1 || (stride > 0 && stride % 8 == 0);
+  };
+  return fits(n, r.row) && fits(heads, r.head) && fits(B, r.batch) &&
+         reinterpret_cast<uintptr_t>(r.data) % 16 == 0;
+}
+
 struct ScoreSizes {
   int B, H, Hkv, N, M, D, Dv;
   // Forward: rows of a tile are (head of the group, query), so that keys are read once for them
@@ -81,12 +90,9 @@ inline HopperBackward hopper_backward(const ScoreSizes& c) {
   return {width, queries, int64_t{c.B} * c.H * ((c.N + queries - 1) / queries)};
 }
 inline bool fits_hopper_backward(const ScoreCall& c) {
-  const auto tiles = [&](const ScoreRows& r, int heads, int n) {  // as TMA copies them
-    return (r.row > 0 || n == 1) && (r.head > 0 || heads == 1) && (r.batch > 0 || c.B == 1);
-  };
   return c.q.dtype == Dtype::bf16 && c.D <= 128 && c.Dv <= 128 && c.bias == nullptr &&
-         tiles(c.q, c.H, c.N) && tiles(c.k, c.Hkv, c.M) && tiles(c.v, c.Hkv, c.M) &&
-         tiles(c.dout, c.H, c.N);
+         in_tiles(c.q, c.B, c.H, c.N) && in_tiles(c.k, c.B, c.Hkv, c.M) &&
+         in_tiles(c.v, c.B, c.Hkv, c.M) && in_tiles(c.dout, c.B, c.H, c.N);
 }
 
 // One copy of rows: out[b, h, n, :] = turned x[b, h, n, :], out's columns past D are 0.
@@ -149,16 +155,10 @@ namespace fovea::attention {
 // Whether a forward call goes by the kernels of sm_90a: bf16 whose rows TMA can copy, and no split
 // keys or packed heads.
 inline bool forward_by_wgmma(Device device, const ScoreCall& c) {
-  const auto tiles = [&](const ScoreRows& r, int heads, int n) {
-    const auto fits = [](int length, int64_t stride) {
-      return length == 1 || (stride > 0 && stride % 8 == 0);
-    };
-    return fits(n, r.row) && fits(heads, r.head) && fits(c.B, r.batch) &&
-           reinterpret_cast<uintptr_t>(r.data) % 16 == 0;
-  };
   return runs_sm90(device) && c.q.dtype == Dtype::bf16 && !c.packed && c.splits == 1 &&
-         c.D <= kWidestTile && c.Dv <= kWidestTile && c.M > 0 && tiles(c.q, c.H, c.N) &&
-         tiles(c.k, c.Hkv, c.M) && tiles(c.v, c.Hkv, c.M) && tiles(c.out, c.H, c.N);
+         c.D <= kWidestTile && c.Dv <= kWidestTile && c.M > 0 && in_tiles(c.q, c.B, c.H, c.N) &&
+         in_tiles(c.k, c.B, c.Hkv, c.M) && in_tiles(c.v, c.B, c.Hkv, c.M) &&
+         in_tiles(c.out, c.B, c.H, c.N);
 }
 
 inline ScoreRule on_devices(ScoreRule rule, void (*forward)(Device, const ScoreCall&),

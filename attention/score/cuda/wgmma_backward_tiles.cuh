@@ -162,7 +162,7 @@ __device__ inline void bring(const Arguments<bf16>& a, const HopperKeys& keys, c
 
 // In turns: of a half tile of dq, and this block's number among those that add to it.
 template <class F>
-__device__ inline Global<int> turn_at(const Arguments<bf16>& a, int b, int h, int tile, int half) {
+__device__ inline auto turn_at(const Arguments<bf16>& a, int b, int h, int tile, int half) {
   const int tiles = (a.N + F::kQ - 1) / F::kQ;
   return a.turns + (((int64_t{b} * a.H + h) * tiles + tile) * 2 + half);
 }
