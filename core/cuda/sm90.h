@@ -12,7 +12,8 @@
 namespace fovea {
 
 // Whether the device runs kernels of *_sm90.cu: the interpreted device, and cards of compute
-// capability 9.0 where the build has code for sm_90a (FOVEA_SM90).
+// capability 9.0 where the build has code for sm_90a (FOVEA_SM90). The environment variable
+// FOVEA_GPU_ISA=sm_80 keeps both to the kernels of sm_80, for comparisons.
 bool runs_sm90(Device device);
 // For tests and comparisons: false makes runs_sm90 say no until it is true again. Not while other
 // threads ask.

@@ -9,7 +9,7 @@
 namespace fovea::interpreted {
 namespace {
 
-constexpr int64_t kRegisters = 65536;  // of a block
+constexpr int64_t kRegisters = 65536;  // of an SM
 constexpr int kLeastRegisters = 24;    // of a thread
 
 std::byte* bytes_of(const Shared<Barrier>& b) { return reinterpret_cast<std::byte*>(b.address()); }
@@ -214,9 +214,12 @@ void Async::set_registers(const Thread& t, int n, const Where& where) {
   int64_t sum = 0;
   for (const int registers : registers_)
     sum += int64_t{kWarp * kWarpsOfGroup} * std::max(registers, kLeastRegisters);
-  if (sum > kRegisters)
+  // What a launch gives a block: a multiple of 8 a thread.
+  const int64_t threads = std::ssize(registers_) * kWarp * kWarpsOfGroup,
+                pool = kRegisters / threads / 8 * 8 * threads;
+  if (sum > pool)
     fault(concat("increase_registers to ", n, ": the block's warpgroups take ", sum,
-                 " registers, of ", kRegisters),
+                 " registers, of ", pool),
           where);
 }
 

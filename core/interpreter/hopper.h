@@ -180,7 +180,8 @@ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], const Descriptor& b, bool 
 
 // ---- registers, lanes ---------------------------------------------------------------------------
 
-// From now on the warpgroup's threads have N registers each (setmaxnreg), of the 65536 of a block.
+// From now on the warpgroup's threads have N registers each (setmaxnreg), of those that the block
+// was launched with: for each thread 65536 / threads, rounded down to a multiple of 8.
 void set_registers(int n, bool increase, const Where& where);
 template <int N>
 void decrease_registers(Where where = Where::current()) {
