@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles of the Hopper attention kernels side by side: each is held to the cpu's answer in f64, then
-// timed. Prints Markdown; exits with 1 when one is wrong, which is left out of the tables.
+// Tiles of the Hopper attention kernels side by side: each is held to the cpu's answer in f64 on
+// small ragged problems, then timed and held to it again. Writes Markdown to stdout and what is
+// wrong to stderr; exits with 1 when something was.
 //   tune_attention [forward|backward] [--dim D] [--filter TEXT] [--quick] [--device DEVICE]
 // --filter: of the name of a tile, or of a section; --quick: one shape a head dim, fewer runs.
 // On the interpreted device it checks alone. Candidates are added in forward_sm90.cu.
@@ -129,7 +130,8 @@ struct Best {
     if (found > rate) name = row, rate = found;
   }
   void print(const char* of) const {
-    std::printf("- %s: %.0f by %s; the engine %.0f\n", of, rate, name.c_str(), engines);
+    if (rate > 0.0)
+      std::printf("- %s: %.0f by %s; the engine %.0f\n", of, rate, name.c_str(), engines);
   }
 };
 
@@ -138,9 +140,10 @@ int wrong = 0;
 bool right(const Errors& e, const std::string& name, const Sizes& z) {
   if (e.small()) return true;
   ++wrong;
-  std::printf("\nWRONG: %s at %s, %d keys, %s: errors out %.1e lse %.1e dq %.1e dk %.1e dv %.1e\n",
-              name.c_str(), title(z).c_str(), static_cast<int>(z.M), z.causal ? "causal" : "full",
-              e.out, e.lse, e.dq, e.dk, e.dv);
+  std::fprintf(stderr,
+               "WRONG: %s at %s, %d keys, %s: errors out %.1e lse %.1e dq %.1e dk %.1e dv %.1e\n",
+               name.c_str(), title(z).c_str(), static_cast<int>(z.M), z.causal ? "causal" : "full",
+               e.out, e.lse, e.dq, e.dk, e.dv);
   return false;
 }
 
@@ -260,8 +263,8 @@ class SameBits {
     if (first_.empty()) first_ = bits;
     if (first_ == bits) return true;
     ++wrong;
-    std::printf("\nWRONG: %s in turns, %s: other bits than the first\n", name.c_str(),
-                title(p.sizes).c_str());
+    std::fprintf(stderr, "WRONG: %s in turns at %s: other bits than the first in turns\n",
+                 name.c_str(), title(p.sizes).c_str());
     return false;
   }
 
@@ -372,9 +375,9 @@ void tune(const Options& o) {
 
 void out_of_time(int) {
   constexpr char kWords[] =
-      "\ntune_attention: not done after 60 s; forward, backward, --dim, --filter and --quick make "
+      "tune_attention: not done after 60 s; forward, backward, --dim, --filter and --quick make "
       "it shorter, unless a kernel hangs\n";
-  [[maybe_unused]] const auto written = write(STDOUT_FILENO, kWords, sizeof kWords - 1);
+  [[maybe_unused]] const auto written = write(STDERR_FILENO, kWords, sizeof kWords - 1);
   _exit(1);
 }
 
@@ -391,9 +394,8 @@ int main(int argc, char** argv) {
     }
     tune(options);
   } catch (const std::exception& e) {
-    std::printf("\n%s\n", e.what());
+    std::fprintf(stderr, "%s\n", e.what());
     return 1;
   }
-  if (wrong > 0) std::printf("\n%d wrong\n", wrong);
   return wrong > 0 ? 1 : 0;
 }
