@@ -63,6 +63,7 @@ Options parse(int argc, char** argv) {
                    "[--quick] [--device cuda|interpreted]");
     }
   }
+  FOVEA_CHECK(o.forward || o.dim != 256, "tune_attention: backward is for heads of 64 and 128");
   FOVEA_CHECK(runs_sm90(o.device), "tune_attention: device ", o.device,
               " does not run kernels for sm_90a");
   return o;
