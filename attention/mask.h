@@ -2,10 +2,13 @@
 #pragma once
 // Which keys a query may see. A mask is the intersection of its parts; tiles of the score matrix
 // are skipped, taken whole or tested element by element. Positions: with N queries and M keys,
-// query i sits at i' = i + (M - N) (the queries are the last N positions).
+// query i sits at i' = i + (M - N) (the queries are the last N positions). A problem may be part of
+// a larger one (Places): its masks, and what else knows positions, then count in the whole.
 
+#include <optional>
 #include <vector>
 
+#include "attention/places.h"
 #include "core/tensor.h"
 
 namespace fovea::attention {
@@ -25,6 +28,14 @@ class Mask {
   // allowed u8 [H or 1, rows, cols]: query block i / query_block sees key block j / key_block where
   // it is not 0.
   Mask& block_sparse(const Tensor& allowed, int64_t query_block, int64_t key_block);
+
+  // The same mask as a part of its problem sees it: of `heads` heads.
+  // Document ids are those of the part's tokens; blocks stay the whole's.
+  Mask part(const Places& places, int64_t heads, int64_t queries, int64_t keys) const;
+  // Where a problem of this mask is: where part() said, else it is the whole.
+  Places places(int64_t heads, int64_t queries, int64_t keys) const {
+    return places_.value_or(Places{{}, {}, queries, keys, 0, heads});
+  }
 
   bool is_causal() const { return causal_; }
   // Throws naming what does not fit problems of B x H x N x M.
@@ -60,6 +71,7 @@ class Mask {
   Tensor query_documents_, key_documents_;  // contiguous
   Tensor blocks_;
   int64_t query_block_ = 1, key_block_ = 1;
+  std::optional<Places> places_;
 };
 
 }  // namespace fovea::attention

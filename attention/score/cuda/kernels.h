@@ -33,6 +33,10 @@ struct ScoreSizes {
   bool adjusts = false;  // scores are more than scale times products
   bool causal = false;
   int left = -1, right = -1, prefix = 0;
+  // Where the problem is in the whole it is part of (attention/places.h); `offset` is the distance
+  // from key 0 to query 0, `prefix` counts the problem's own keys.
+  int query_base = 0, query_stride = 1, key_base = 0, key_stride = 1, offset = 0;
+  int whole_N = 0, whole_M = 0, first_head = 0, heads = 0;
   int block_heads = 1, block_rows = 0, block_columns = 0, query_block = 1, key_block = 1;
   int64_t bias_batch = 0, bias_head = 0;  // strides, 0 where it is shared
 
@@ -50,7 +54,10 @@ struct ScoreCall : ScoreSizes {
   const float* bias = nullptr;                                         // [Bb, Hb, N, M]
   ScoreRows q, k, v, out;
   float* lse = nullptr;      // [B, H, N], in rule.h's words the row statistic
-  float* partial = nullptr;  // with splits: [splits, B H N, Dv + 2]: acc, m, l
+  float* partial = nullptr;  // with splits, or sums: [splits, B H N, Dv + 2]: acc, m, l
+  // Sums under way, to which the rows are added: [B, H, N, Dv], [B, H, N] twice. Null: out and lse
+  // are written.
+  float *sum_acc = nullptr, *sum_m = nullptr, *sum_l = nullptr;
   // Zeros before; 1 for rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): they
   // are computed again, exactly.
   uint8_t *suspect = nullptr, *suspect_keys = nullptr;
@@ -66,9 +73,18 @@ struct TurnedRows {
   ScoreRows out, x;
   int B, H, N, D, width;                           // width: of out
   const float *cosine = nullptr, *sine = nullptr;  // [positions, D]; null: no turn
-  int first_position = 0;
+  int first_position = 0, step = 1;
   bool interleaved = false;
   float direction = 1.0f;
+};
+
+// out = acc / l and lse of it; where the rule has no normaliser acc and 0.
+struct FinishedRows {
+  ScoreRows out;
+  float* lse;
+  const float *acc, *m, *l;
+  int B, H, N, Dv;
+  bool normalised, online;
 };
 
 }  // namespace fovea::attention
@@ -79,6 +95,8 @@ FOVEA_GPU_DECLARE(
     void score_delta(const attention::ScoreCall& call, Stream stream);
     // dsink[h] = -sum_{b, i} exp(sink - lse) delta
     void score_dsink(float* dsink, const attention::ScoreCall& call, Stream stream);
+    // out and lse of sums, rows as ScoreCall holds them.
+    void score_finish(const attention::FinishedRows& rows, Stream stream);
     // out [Bb or 1, H or 1, N M] = sums of x [B, H, N M] over what is shared, in order.
     void sum_shared(float* out, const float* x, int B, int H, bool share_batch, bool share_heads,
                     int64_t n, Stream stream);)
