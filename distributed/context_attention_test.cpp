@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "distributed/context_attention.h"
+
+#include "attention/score/score_test_util.h"
+#include "core/testing/devices.h"
+#include "distributed/state_cases.h"
+#include "distributed/threads.h"
+
+namespace fovea::distributed {
+namespace {
+
+using attention::Mask;
+using attention::random_tensor;
+using attention::ScoreOptions;
+
+// A whole problem, in f64.
+struct Problem {
+  Tensor q, k, v, dout, sink, slopes;
+  Mask mask;
+  ScoreOptions options;
+  const ScoreRule* rule = &softmax_rule();
+};
+Problem problem_of(int64_t B, int64_t H, int64_t G, int64_t N, const Mask& mask) {
+  const int64_t D = 4, Dv = 6;
+  return {random_tensor({B, H, N, D}, "q"),
+          random_tensor({B, G, N, D}, "k"),
+          random_tensor({B, G, N, Dv}, "v"),
+          random_tensor({B, H, N, Dv}, "dout"),
+          Tensor(),
+          Tensor(),
+          mask,
+          {}};
+}
+
+struct Results {
+  Tensor out, dq, dk, dv, dsink;
+};
+Results whole_of(const Problem& p) {
+  const attention::ScoreInputs in{p.q, p.k, p.v, p.slopes, p.sink};
+  const attention::ScoreResult result = attention::score_forward(*p.rule, in, p.mask, p.options);
+  const attention::ScoreGrads grads =
+      attention::score_backward(*p.rule, p.dout, result, in, p.mask, p.options);
+  return {result.out, grads.dq, grads.dk, grads.dv, grads.dsink};
+}
+
+// This rank's part of the problem: call, then backward.
+struct OneRank {
+  Variable q, k, v, sink, out;
+  Tensor dout;
+
+  OneRank(const ContextAttention& attend, int ring, int ulysses, const Problem& p, Dtype dtype,
+          Device device) {
+    const auto shard = [&](const Tensor& x) {
+      return attend.layout().take(x, 2, ring, ulysses).to(dtype).to(device);
+    };
+    q = Variable(shard(p.q), true);
+    k = Variable(shard(p.k), true);
+    v = Variable(shard(p.v), true);
+    dout = shard(p.dout);
+    const Dtype wide = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+    if (p.sink.defined()) sink = Variable(p.sink.to(wide).to(device), true);
+    out = attend(*p.rule, q, k, v, sink, p.slopes, p.mask, p.options);
+  }
+  void backward() const { out.backward(dout); }
+};
+
+void compare_to_whole(const Mesh& mesh, Order order, const ContextOptions& options,
+                      const Problem& p, const Results& whole, Dtype dtype, Device device,
+                      double bound) {
+  const ContextAttention attend(mesh, order, p.q.dim(2), options);
+  const int ring = mesh.place().ring, ulysses = mesh.place().ulysses;
+  const OneRank rank(attend, ring, ulysses, p, dtype, device);
+  rank.backward();
+  const auto expect_part = [&](const Tensor& x, const Tensor& of, const char* what) {
+    EXPECT_LT(worst(x, attend.layout().take(of, 2, ring, ulysses)), bound)
+        << what << ", ring " << mesh.sizes().ring << " x ulysses " << mesh.sizes().ulysses
+        << ", rank " << ring << ' ' << ulysses << ", " << name(order) << ", exchange "
+        << static_cast<int>(options.exchange) << ", window " << options.window << ", N "
+        << p.q.dim(2);
+  };
+  expect_part(rank.out.value(), whole.out, "out");
+  expect_part(rank.q.grad(), whole.dq, "dq");
+  expect_part(rank.k.grad(), whole.dk, "dk");
+  expect_part(rank.v.grad(), whole.dv, "dv");
+  if (!p.sink.defined()) return;
+  const Tensor dsink = rank.sink.grad().clone();
+  mesh.context().all_reduce(dsink).wait();
+  EXPECT_LT(worst(dsink, whole.dsink), bound) << "dsink";
+}
+
+std::vector<ContextOptions> all_options(int ring) {
+  std::vector<ContextOptions> all{{}, {Exchange::gather, 0, 1}, {Exchange::gather, 0, 3}};
+  for (int w = 1; w < ring; ++w)
+    if (ring % w == 0) all.push_back({Exchange::ring, w, 1});
+  return all;
+}
+const Order kOrders[] = {Order::contiguous, Order::striped, Order::zigzag};
+
+std::vector<MeshSizes> meshes(int P) {
+  std::vector<MeshSizes> all;
+  for (int U = 1; U <= std::min(P, 4); ++U)
+    if (P % U == 0) all.push_back({1, P / U, U});
+  return all;
+}
+// Query and key heads for groups of U ranks: grouped, and fewer key heads than ranks.
+std::pair<int64_t, int64_t> heads_for(int U) {
+  return U == 1 ? std::pair<int64_t, int64_t>{4, 2}
+                : std::pair<int64_t, int64_t>{2 * U, U == 4 ? 2 : U};
+}
+
+Tensor ids(int64_t B, int64_t N, const std::function<int64_t(int64_t, int64_t)>& id) {
+  const Tensor all = Tensor::empty({B, N}, Dtype::i32);
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t i = 0; i < N; ++i) all.data<int32_t>()[b * N + i] = static_cast<int32_t>(id(b, i));
+  return all;
+}
+Mask documents(int64_t B, int64_t N, bool causal,
+               const std::function<int64_t(int64_t, int64_t)>& id) {
+  const Tensor all = ids(B, N, id);
+  Mask mask;
+  if (causal) mask.causal();
+  return mask.documents(all, all);
+}
+// Every second block, and none for the second row of blocks.
+Mask blocks(int64_t H, int64_t N) {
+  const int64_t rows = (N + 4) / 5, columns = (N + 6) / 7;
+  std::vector<uint8_t> on;
+  for (int64_t h = 0; h < H; ++h)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c) on.push_back(r != 1 && (h + r + c) % 2 == 0);
+  return Mask().block_sparse(Tensor::from(on, {H, rows, columns}), 5, 7);
+}
+
+struct NamedMask {
+  const char* name;
+  Mask mask;
+};
+std::vector<NamedMask> masks(int64_t B, int64_t H, int64_t N) {
+  return {
+      {"full", Mask()},
+      {"causal", Mask().causal()},
+      {"window", Mask().window(4, 2)},
+      {"causal window", Mask().causal().window(9, -1)},
+      {"prefix", Mask().causal().prefix(std::min<int64_t>(N, 10))},
+      {"documents", documents(B, N, true, [](int64_t b, int64_t i) { return (i + 3 * b) / 9; })},
+      {"padded documents",
+       documents(B, N, false, [&](int64_t, int64_t i) { return i >= N - 5 ? -1 : i / 11; })},
+      {"one document", documents(B, N, true, [](int64_t, int64_t) { return 0; })},
+      {"a document a token", documents(B, N, false, [](int64_t, int64_t i) { return i; })},
+      {"nothing", documents(B, N, false, [](int64_t, int64_t) { return -1; })},
+      {"blocks", blocks(H, N)},
+  };
+}
+
+class Context : public testing::TestWithParam<int> {};
+
+TEST_P(Context, EveryMaskInEveryLayoutIsTheWhole) {
+  for (const MeshSizes& sizes : meshes(GetParam())) {
+    const auto [H, G] = heads_for(sizes.ulysses);
+    for (const NamedMask& named : masks(2, H, 33)) {
+      SCOPED_TRACE(named.name);
+      const Problem p = problem_of(2, H, G, 33, named.mask);
+      const Results whole = whole_of(p);
+      run_ranks(GetParam(), [&](const Communicator& world) {
+        const Mesh mesh(world, sizes);
+        for (const Order order : kOrders) {
+          for (const ContextOptions& options : all_options(sizes.ring))
+            compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-12);
+        }
+      });
+    }
+  }
+}
+
+TEST_P(Context, SizesAndTypes) {
+  for (const MeshSizes& sizes : meshes(GetParam())) {
+    const auto [H, G] = heads_for(sizes.ulysses);
+    for (const int64_t N : {0, 1, 3, 16}) {
+      const Problem p = problem_of(1, H, G, N, Mask().causal());
+      const Results whole = whole_of(p);
+      run_ranks(GetParam(), [&, H = H](const Communicator& world) {
+        const Mesh mesh(world, sizes);
+        for (const Order order : kOrders) {
+          for (const ContextOptions& options : all_options(sizes.ring)) {
+            compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-12);
+            if (N > 1) compare_to_whole(mesh, order, options, p, whole, Dtype::f32, kCpu, 1e-5);
+          }
+        }
+      });
+    }
+  }
+}
+
+// Positions, heads and dropout are the whole's; a sink is one key of all.
+TEST_P(Context, WhatCountsTokensCountsThemInTheWhole) {
+  for (const MeshSizes& sizes : meshes(GetParam())) {
+    const auto [H, G] = heads_for(sizes.ulysses);
+    Problem p = problem_of(2, H, G, 33, Mask().causal().window(20, -1));
+    p.sink = random_tensor({H}, "sink");
+    p.slopes = attention::alibi_slopes(H);
+    p.options.rope = attention::Rope::half;
+    p.options.softcap = 3.0;
+    p.options.dropout = 0.3;
+    p.options.rng = RngKey(1, "dropout", "x");
+    p.options.first_sample = 5;
+    const Results whole = whole_of(p);
+    run_ranks(GetParam(), [&](const Communicator& world) {
+      const Mesh mesh(world, sizes);
+      for (const Order order : kOrders) {
+        for (const ContextOptions& options : all_options(sizes.ring)) {
+          compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-11);
+          compare_to_whole(mesh, order, options, p, whole, Dtype::f32, kCpu, 1e-5);
+        }
+      }
+    });
+  }
+}
+
+TEST_P(Context, RulesWithoutARunningMaximumAdd) {
+  for (const ScoreRule* rule : {&attention::kSigmoidRule, &attention::kSquaredReluRule}) {
+    Problem p = problem_of(1, 4, 2, 19, Mask().causal());
+    p.rule = rule;
+    const Results whole = whole_of(p);
+    run_ranks(GetParam(), [&](const Communicator& world) {
+      const Mesh mesh(world, {1, GetParam(), 1});
+      for (const ContextOptions& options : all_options(GetParam()))
+        compare_to_whole(mesh, Order::zigzag, options, p, whole, Dtype::f64, kCpu, 1e-12);
+    });
+  }
+}
+
+TEST_P(Context, BytesAreTheTable) {
+  const int64_t B = 2, D = 4, Dv = 6, P = GetParam();
+  for (const MeshSizes& sizes : meshes(GetParam())) {
+    const int64_t R = sizes.ring, U = sizes.ulysses;
+    const auto [H, G] = heads_for(sizes.ulysses);
+    const int64_t N = 6 * P, n = N / R, G_here = U == 1 ? G : std::max(G, U) / U;
+    const Problem p = problem_of(B, H, G, N, Mask().causal());
+    run_ranks(GetParam(), [&, H = H, G = G](const Communicator& world) {
+      const Mesh mesh(world, sizes);
+      for (const Order order : kOrders) {
+        for (const ContextOptions& options : all_options(sizes.ring)) {
+          const ContextAttention attend(mesh, order, N, options);
+          OneRank(attend, mesh.place().ring, mesh.place().ulysses, p, Dtype::f32,
+                  kCpu);  // the ranks agree
+          const int64_t w = options.window > 0 ? options.window : R,
+                        shard = B * n * G_here * (D + Dv),
+                        keys = (R - 1) * shard * 2,  // bf16
+              heads = (U - 1) * (n / U) * B * (H * (D + Dv) + std::max(G, U) * (D + Dv)) * 2 / U;
+          int64_t sums = (R - 1) * shard * 4;
+          if (options.exchange == Exchange::ring)
+            sums = ((w > 1 ? R : 0) + (w < R ? R / w : 0)) * shard * 4;
+          const auto expect = [&](int64_t in_ring, const char* when) {
+            EXPECT_EQ(mesh.ring().stats().total().bytes_sent, in_ring)
+                << when << ", exchange " << static_cast<int>(options.exchange) << ", window "
+                << options.window << ", ring " << R;
+            EXPECT_EQ(mesh.ulysses().stats().total().bytes_sent, heads) << when;
+            mesh.ring().reset_stats();
+            mesh.ulysses().reset_stats();
+          };
+          mesh.ring().reset_stats();
+          mesh.ulysses().reset_stats();
+          const OneRank rank(attend, mesh.place().ring, mesh.place().ulysses, p, Dtype::bf16, kCpu);
+          expect(keys, "forward");
+          rank.backward();
+          expect(keys + sums, "backward");
+        }
+      }
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, Context, testing::Values(1, 2, 3, 4, 8),
+                         testing::PrintToStringParamName());
+
+// What a constructor or a call says on rank 0 of a ring of R and groups of U.
+std::string refusal(int R, int U, const std::function<void(const Mesh&)>& f) {
+  try {
+    run_ranks(R * U, [&](const Communicator& world) {
+      world.set_time_limit(20.0);
+      f(Mesh(world, {1, R, U}));
+    });
+  } catch (const Error& error) {
+    const std::string text = error.what(), here = "context attention: ";
+    const size_t at = text.find(here);
+    return at == std::string::npos ? text : text.substr(at + here.size());
+  }
+  return "";
+}
+void call(const Mesh& mesh, int64_t H, int64_t G, int64_t n, const Mask& mask = Mask(),
+          int64_t N = 8) {
+  const Variable q(Tensor::zeros({1, H, n, 2})), k(Tensor::zeros({1, G, n, 2}));
+  ContextAttention(mesh, Order::contiguous, N)(softmax_rule(), q, k, k, Variable(), Tensor(), mask,
+                                               {});
+}
+
+TEST(ContextRefuses, WhatDoesNotFit) {
+  const auto made = [](const ContextOptions& options) {
+    return refusal(
+        4, 1, [&](const Mesh& mesh) { ContextAttention(mesh, Order::contiguous, 8, options); });
+  };
+  EXPECT_EQ(made({Exchange::ring, 3, 1}),
+            "a window of 3 ranks does not divide the ring of 4; 0 is one ring of all");
+  EXPECT_EQ(made({Exchange::gather, 2, 1}),
+            "a window of 2 ranks is the ring's; with exchange gather it must be 0");
+  EXPECT_EQ(made({Exchange::gather, 0, 0}), "0 heads per gather; expected at least 1");
+  EXPECT_EQ(refusal(2, 1,
+                    [](const Mesh& mesh) {
+                      ContextAttention(mesh.ring(), mesh.ulysses(),
+                                       Layout(Order::contiguous, 8, 4));
+                    }),
+            "the layout is for a ring of 4 groups of 1 ranks, but there are 2 and 1");
+  EXPECT_EQ(refusal(1, 4, [](const Mesh& mesh) { call(mesh, 6, 6, 2); }),
+            "6 heads are not divided by ulysses 4; a ring takes any number of heads");
+  EXPECT_EQ(refusal(1, 4, [](const Mesh& mesh) { call(mesh, 12, 6, 2); }),
+            "6 key heads neither divide nor are divided by ulysses 4; a ring takes any number of "
+            "heads");
+  EXPECT_EQ(
+      refusal(2, 1, [](const Mesh& mesh) { call(mesh, 2, 2, mesh.place().ring == 0 ? 3 : 4); }),
+      "q [1, 2, 3, 2], k [1, 2, 3, 2] and v [1, 2, 3, 2], but rank 0 of ring 2, 0 of ulysses "
+      "1, has 4 of the 8 tokens");
+  EXPECT_NE(refusal(2, 1, [](const Mesh& mesh) { call(mesh, 2, 2, 4, Mask().causal().prefix(9)); })
+                .find("mask: prefix of 9 tokens, but there are 8 keys"),
+            std::string::npos);
+}
+
+TEST(ContextRefuses, RanksThatDisagree) {
+  EXPECT_NE(
+      refusal(2, 1,
+              [](const Mesh& mesh) { call(mesh, 2, 2, 4, Mask().window(mesh.place().ring, -1)); })
+          .find("sizes, mask and options: rank 1 differs from rank 0"),
+      std::string::npos);
+  EXPECT_NE(refusal(2, 1,
+                    [](const Mesh& mesh) {
+                      ContextAttention(mesh,
+                                       mesh.place().ring == 0 ? Order::zigzag : Order::striped, 8);
+                    })
+                .find("layout and options: rank 1 differs from rank 0"),
+            std::string::npos);
+}
+
+class ContextOn : public OnDevices {};
+
+TEST_P(ContextOn, ShardsAreTheWhole) {
+  Problem p = problem_of(1, 4, 2, 21, Mask().causal());
+  p.sink = random_tensor({4}, "sink");
+  p.options.rope = attention::Rope::interleaved;
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    Problem low = p;
+    for (Tensor* t : {&low.q, &low.k, &low.v, &low.dout}) *t = t->to(dtype).to(Dtype::f64);
+    const Results whole = whole_of(low);
+    for (const MeshSizes& sizes : {MeshSizes{1, 2, 1}, MeshSizes{1, 2, 2}, MeshSizes{1, 3, 1}}) {
+      run_ranks(sizes.ranks(), [&](const Communicator& world) {
+        const Mesh mesh(world, sizes);
+        for (const ContextOptions& options : {ContextOptions{}, ContextOptions{Exchange::gather}})
+          compare_to_whole(mesh, sizes.ring == 3 ? Order::striped : Order::zigzag, options, low,
+                           whole, dtype, device(), dtype == Dtype::f32 ? 1e-5 : 3e-2);
+      });
+    }
+  }
+}
+FOVEA_ON_DEVICES(ContextOn);
+
+}  // namespace
+}  // namespace fovea::distributed
