@@ -1,156 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distributed/context_attention.h"
 
-#include "attention/score/score_test_util.h"
 #include "core/testing/devices.h"
-#include "distributed/state_cases.h"
+#include "distributed/context_cases.h"
 #include "distributed/threads.h"
 
 namespace fovea::distributed {
 namespace {
-
-using attention::Mask;
-using attention::random_tensor;
-using attention::ScoreOptions;
-
-// A whole problem, in f64.
-struct Problem {
-  Tensor q, k, v, dout, sink, slopes;
-  Mask mask;
-  ScoreOptions options;
-  const ScoreRule* rule = &softmax_rule();
-};
-Problem problem_of(int64_t B, int64_t H, int64_t G, int64_t N, const Mask& mask) {
-  const int64_t D = 4, Dv = 6;
-  return {random_tensor({B, H, N, D}, "q"),
-          random_tensor({B, G, N, D}, "k"),
-          random_tensor({B, G, N, Dv}, "v"),
-          random_tensor({B, H, N, Dv}, "dout"),
-          Tensor(),
-          Tensor(),
-          mask,
-          {}};
-}
-
-struct Results {
-  Tensor out, dq, dk, dv, dsink;
-};
-Results whole_of(const Problem& p) {
-  const attention::ScoreInputs in{p.q, p.k, p.v, p.slopes, p.sink};
-  const attention::ScoreResult result = attention::score_forward(*p.rule, in, p.mask, p.options);
-  const attention::ScoreGrads grads =
-      attention::score_backward(*p.rule, p.dout, result, in, p.mask, p.options);
-  return {result.out, grads.dq, grads.dk, grads.dv, grads.dsink};
-}
-
-// This rank's part of the problem: call, then backward.
-struct OneRank {
-  Variable q, k, v, sink, out;
-  Tensor dout;
-
-  OneRank(const ContextAttention& attend, int ring, int ulysses, const Problem& p, Dtype dtype,
-          Device device) {
-    const auto shard = [&](const Tensor& x) {
-      return attend.layout().take(x, 2, ring, ulysses).to(dtype).to(device);
-    };
-    q = Variable(shard(p.q), true);
-    k = Variable(shard(p.k), true);
-    v = Variable(shard(p.v), true);
-    dout = shard(p.dout);
-    const Dtype wide = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-    if (p.sink.defined()) sink = Variable(p.sink.to(wide).to(device), true);
-    out = attend(*p.rule, q, k, v, sink, p.slopes, p.mask, p.options);
-  }
-  void backward() const { out.backward(dout); }
-};
-
-void compare_to_whole(const Mesh& mesh, Order order, const ContextOptions& options,
-                      const Problem& p, const Results& whole, Dtype dtype, Device device,
-                      double bound) {
-  const ContextAttention attend(mesh, order, p.q.dim(2), options);
-  const int ring = mesh.place().ring, ulysses = mesh.place().ulysses;
-  const OneRank rank(attend, ring, ulysses, p, dtype, device);
-  rank.backward();
-  const auto expect_part = [&](const Tensor& x, const Tensor& of, const char* what) {
-    EXPECT_LT(worst(x, attend.layout().take(of, 2, ring, ulysses)), bound)
-        << what << ", ring " << mesh.sizes().ring << " x ulysses " << mesh.sizes().ulysses
-        << ", rank " << ring << ' ' << ulysses << ", " << name(order) << ", exchange "
-        << static_cast<int>(options.exchange) << ", window " << options.window << ", N "
-        << p.q.dim(2);
-  };
-  expect_part(rank.out.value(), whole.out, "out");
-  expect_part(rank.q.grad(), whole.dq, "dq");
-  expect_part(rank.k.grad(), whole.dk, "dk");
-  expect_part(rank.v.grad(), whole.dv, "dv");
-  if (!p.sink.defined()) return;
-  const Tensor dsink = rank.sink.grad().clone();
-  mesh.context().all_reduce(dsink).wait();
-  EXPECT_LT(worst(dsink, whole.dsink), bound) << "dsink";
-}
-
-std::vector<ContextOptions> all_options(int ring) {
-  std::vector<ContextOptions> all{{}, {Exchange::gather, 0, 1}, {Exchange::gather, 0, 3}};
-  for (int w = 1; w < ring; ++w)
-    if (ring % w == 0) all.push_back({Exchange::ring, w, 1});
-  return all;
-}
-const Order kOrders[] = {Order::contiguous, Order::striped, Order::zigzag};
-
-std::vector<MeshSizes> meshes(int P) {
-  std::vector<MeshSizes> all;
-  for (int U = 1; U <= std::min(P, 4); ++U)
-    if (P % U == 0) all.push_back({1, P / U, U});
-  return all;
-}
-// Query and key heads for groups of U ranks: grouped, and fewer key heads than ranks.
-std::pair<int64_t, int64_t> heads_for(int U) {
-  return U == 1 ? std::pair<int64_t, int64_t>{4, 2}
-                : std::pair<int64_t, int64_t>{2 * U, U == 4 ? 2 : U};
-}
-
-Tensor ids(int64_t B, int64_t N, const std::function<int64_t(int64_t, int64_t)>& id) {
-  const Tensor all = Tensor::empty({B, N}, Dtype::i32);
-  for (int64_t b = 0; b < B; ++b)
-    for (int64_t i = 0; i < N; ++i) all.data<int32_t>()[b * N + i] = static_cast<int32_t>(id(b, i));
-  return all;
-}
-Mask documents(int64_t B, int64_t N, bool causal,
-               const std::function<int64_t(int64_t, int64_t)>& id) {
-  const Tensor all = ids(B, N, id);
-  Mask mask;
-  if (causal) mask.causal();
-  return mask.documents(all, all);
-}
-// Every second block, and none for the second row of blocks.
-Mask blocks(int64_t H, int64_t N) {
-  const int64_t rows = (N + 4) / 5, columns = (N + 6) / 7;
-  std::vector<uint8_t> on;
-  for (int64_t h = 0; h < H; ++h)
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < columns; ++c) on.push_back(r != 1 && (h + r + c) % 2 == 0);
-  return Mask().block_sparse(Tensor::from(on, {H, rows, columns}), 5, 7);
-}
-
-struct NamedMask {
-  const char* name;
-  Mask mask;
-};
-std::vector<NamedMask> masks(int64_t B, int64_t H, int64_t N) {
-  return {
-      {"full", Mask()},
-      {"causal", Mask().causal()},
-      {"window", Mask().window(4, 2)},
-      {"causal window", Mask().causal().window(9, -1)},
-      {"prefix", Mask().causal().prefix(std::min<int64_t>(N, 10))},
-      {"documents", documents(B, N, true, [](int64_t b, int64_t i) { return (i + 3 * b) / 9; })},
-      {"padded documents",
-       documents(B, N, false, [&](int64_t, int64_t i) { return i >= N - 5 ? -1 : i / 11; })},
-      {"one document", documents(B, N, true, [](int64_t, int64_t) { return 0; })},
-      {"a document a token", documents(B, N, false, [](int64_t, int64_t i) { return i; })},
-      {"nothing", documents(B, N, false, [](int64_t, int64_t) { return -1; })},
-      {"blocks", blocks(H, N)},
-  };
-}
 
 class Context : public testing::TestWithParam<int> {};
 
@@ -159,8 +15,8 @@ TEST_P(Context, EveryMaskInEveryLayoutIsTheWhole) {
     const auto [H, G] = heads_for(sizes.ulysses);
     for (const NamedMask& named : masks(2, H, 33)) {
       SCOPED_TRACE(named.name);
-      const Problem p = problem_of(2, H, G, 33, named.mask);
-      const Results whole = whole_of(p);
+      const ContextCase p = context_case(2, H, G, 33, named.mask);
+      const ContextResults whole = whole_of(p);
       run_ranks(GetParam(), [&](const Communicator& world) {
         const Mesh mesh(world, sizes);
         for (const Order order : kOrders) {
@@ -176,8 +32,8 @@ TEST_P(Context, SizesAndTypes) {
   for (const MeshSizes& sizes : meshes(GetParam())) {
     const auto [H, G] = heads_for(sizes.ulysses);
     for (const int64_t N : {0, 1, 3, 16}) {
-      const Problem p = problem_of(1, H, G, N, Mask().causal());
-      const Results whole = whole_of(p);
+      const ContextCase p = context_case(1, H, G, N, Mask().causal());
+      const ContextResults whole = whole_of(p);
       run_ranks(GetParam(), [&, H = H](const Communicator& world) {
         const Mesh mesh(world, sizes);
         for (const Order order : kOrders) {
@@ -195,7 +51,7 @@ TEST_P(Context, SizesAndTypes) {
 TEST_P(Context, WhatCountsTokensCountsThemInTheWhole) {
   for (const MeshSizes& sizes : meshes(GetParam())) {
     const auto [H, G] = heads_for(sizes.ulysses);
-    Problem p = problem_of(2, H, G, 33, Mask().causal().window(20, -1));
+    ContextCase p = context_case(2, H, G, 33, Mask().causal().window(20, -1));
     p.sink = random_tensor({H}, "sink");
     p.slopes = attention::alibi_slopes(H);
     p.options.rope = attention::Rope::half;
@@ -203,7 +59,7 @@ TEST_P(Context, WhatCountsTokensCountsThemInTheWhole) {
     p.options.dropout = 0.3;
     p.options.rng = RngKey(1, "dropout", "x");
     p.options.first_sample = 5;
-    const Results whole = whole_of(p);
+    const ContextResults whole = whole_of(p);
     run_ranks(GetParam(), [&](const Communicator& world) {
       const Mesh mesh(world, sizes);
       for (const Order order : kOrders) {
@@ -218,9 +74,9 @@ TEST_P(Context, WhatCountsTokensCountsThemInTheWhole) {
 
 TEST_P(Context, RulesWithoutARunningMaximumAdd) {
   for (const ScoreRule* rule : {&attention::kSigmoidRule, &attention::kSquaredReluRule}) {
-    Problem p = problem_of(1, 4, 2, 19, Mask().causal());
+    ContextCase p = context_case(1, 4, 2, 19, Mask().causal());
     p.rule = rule;
-    const Results whole = whole_of(p);
+    const ContextResults whole = whole_of(p);
     run_ranks(GetParam(), [&](const Communicator& world) {
       const Mesh mesh(world, {1, GetParam(), 1});
       for (const ContextOptions& options : all_options(GetParam()))
@@ -235,7 +91,7 @@ TEST_P(Context, BytesAreTheTable) {
     const int64_t R = sizes.ring, U = sizes.ulysses;
     const auto [H, G] = heads_for(sizes.ulysses);
     const int64_t N = 6 * P, n = N / R, G_here = U == 1 ? G : std::max(G, U) / U;
-    const Problem p = problem_of(B, H, G, N, Mask().causal());
+    const ContextCase p = context_case(B, H, G, N, Mask().causal());
     run_ranks(GetParam(), [&, H = H, G = G](const Communicator& world) {
       const Mesh mesh(world, sizes);
       for (const Order order : kOrders) {
@@ -342,13 +198,13 @@ TEST(ContextRefuses, RanksThatDisagree) {
 class ContextOn : public OnDevices {};
 
 TEST_P(ContextOn, ShardsAreTheWhole) {
-  Problem p = problem_of(1, 4, 2, 21, Mask().causal());
+  ContextCase p = context_case(1, 4, 2, 21, Mask().causal());
   p.sink = random_tensor({4}, "sink");
   p.options.rope = attention::Rope::interleaved;
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
-    Problem low = p;
+    ContextCase low = p;
     for (Tensor* t : {&low.q, &low.k, &low.v, &low.dout}) *t = t->to(dtype).to(Dtype::f64);
-    const Results whole = whole_of(low);
+    const ContextResults whole = whole_of(low);
     for (const MeshSizes& sizes : {MeshSizes{1, 2, 1}, MeshSizes{1, 2, 2}, MeshSizes{1, 3, 1}}) {
       run_ranks(sizes.ranks(), [&](const Communicator& world) {
         const Mesh mesh(world, sizes);
