@@ -49,9 +49,18 @@ ContextAttention::ContextAttention(const Communicator& ring, const Communicator&
               " ranks is the ring's; with exchange gather it must be 0");
   FOVEA_CHECK(options.heads_per_gather >= 1, "context attention: ", options.heads_per_gather,
               " heads per gather; expected at least 1");
-  const uint64_t hash =
-      hash_of(concat(name(layout.order()), ' ', layout.tokens(), ' ', R, ' ', ulysses.size(), ' ',
-                     static_cast<int>(options.exchange), ' ', w, ' ', options.heads_per_gather));
+  FOVEA_CHECK(options.block >= 0, "context attention: blocks of ", options.block, " queries");
+  FOVEA_CHECK(options.block == 0 ||
+                  (options.exchange == Exchange::gather && layout.order() == Order::contiguous &&
+                   ulysses.size() == 1 && layout.tokens() % (R * options.block) == 0),
+              "context attention: the same bits on any ring (block ", options.block,
+              ") need exchange gather, contiguous order, ulysses 1 and a multiple of ring x block "
+              "tokens, found ",
+              options.exchange == Exchange::gather ? "gather" : "ring", ", ", name(layout.order()),
+              ", ", ulysses.size(), " and ", layout.tokens(), " over ", R);
+  const uint64_t hash = hash_of(concat(name(layout.order()), ' ', layout.tokens(), ' ', R, ' ',
+                                       ulysses.size(), ' ', static_cast<int>(options.exchange), ' ',
+                                       w, ' ', options.heads_per_gather, ' ', options.block));
   for (const Communicator* comm : {&ring_, &ulysses_})
     if (comm->size() > 1) check_agree(*comm, "context attention: layout and options", hash);
 }
@@ -136,7 +145,7 @@ Variable ContextAttention::operator()(const ScoreRule& rule, const Variable& q, 
                          H};
   const auto attend = [&](const Variable& queries, const Variable& keys, const Variable& values,
                           const Variable& sinks) {
-    return options_.exchange == Exchange::gather && ring_.size() > 1
+    return options_.exchange == Exchange::gather && (ring_.size() > 1 || options_.block > 0)
                ? gather_attention(call, queries, keys, values, sinks)
                : ring_attention(call, queries, keys, values, sinks);
   };

@@ -28,6 +28,11 @@
 // (the last with n/U tokens a rank and all key heads; where lengths differ, a gather sends the
 // longest.) Tokens whose mask hides all of a shard's keys skip it, but it travels.
 //
+// Checked: with `block` > 0 (exchange gather, contiguous order, no ulysses, N a multiple of R
+// block) each `block` queries are one call of the plain engine over all keys, the same whichever
+// rank makes it, and dK and dV are sums over blocks in a balanced binary tree that the
+// reduce-scatter goes on with: rings of 1, 2, 4, 8 ... ranks give the same bits.
+//
 // All ranks of a ring and of a group call in the same order with the same sizes, mask and options
 // (checked at the first call), and all reach the backward, which is an exchange too.
 
@@ -44,6 +49,7 @@ struct ContextOptions {
   Exchange exchange = Exchange::ring;
   int64_t window = 0;            // ranks of an inner ring; 0: one ring of all
   int64_t heads_per_gather = 1;  // key heads
+  int64_t block = 0;             // queries of a call in the checked mode; 0: not checked
 };
 
 class ContextAttention {

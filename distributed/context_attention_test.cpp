@@ -160,6 +160,10 @@ TEST(ContextRefuses, WhatDoesNotFit) {
   EXPECT_EQ(made({Exchange::gather, 2, 1}),
             "a window of 2 ranks is the ring's; with exchange gather it must be 0");
   EXPECT_EQ(made({Exchange::gather, 0, 0}), "0 heads per gather; expected at least 1");
+  EXPECT_EQ(made({Exchange::ring, 0, 1, 2}),
+            "the same bits on any ring (block 2) need exchange gather, contiguous order, ulysses 1 "
+            "and a multiple of ring x block tokens, found ring, contiguous, 1 and 8 over 4");
+  EXPECT_EQ(made({Exchange::gather, 0, 1, 2}), "");
   EXPECT_EQ(refusal(2, 1,
                     [](const Mesh& mesh) {
                       ContextAttention(mesh.ring(), mesh.ulysses(),
@@ -196,6 +200,51 @@ TEST(ContextRefuses, RanksThatDisagree) {
 }
 
 class ContextOn : public OnDevices {};
+
+// In the checked mode.
+TEST_P(ContextOn, RingsOfOneTwoAndFourGiveTheSameBits) {
+  const int64_t N = 32;
+  for (const bool packed : {false, true}) {
+    ContextCase p = context_case(
+        2, 4, 2, N,
+        packed ? documents(2, N, true, [](int64_t b, int64_t i) { return (i + 3 * b) / 9; })
+               : Mask().causal());
+    p.sink = random_tensor({4}, "sink");
+    p.options.rope = attention::Rope::half;
+    p.options.dropout = 0.2;
+    for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+      if (dtype == Dtype::f64 && !has_f64()) continue;
+      std::vector<std::vector<std::vector<double>>> bits;  // of rings, of tensors
+      for (const int R : {1, 2, 4}) {
+        const Dtype wide = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+        Tensors whole{Tensor::empty(p.dout.shape(), dtype), Tensor::empty(p.q.shape(), dtype),
+                      Tensor::empty(p.k.shape(), dtype), Tensor::empty(p.v.shape(), dtype),
+                      Tensor::empty({4}, wide)};
+        run_ranks(R, [&](const Communicator& world) {
+          const ContextAttention attend(world, Communicator(), Layout(Order::contiguous, N, R),
+                                        {Exchange::gather, 0, 1, 8});
+          const OneRank rank(attend, world.rank(), 0, p, dtype, device());
+          rank.backward();
+          const Tensors parts{rank.out.value(), rank.q.grad(), rank.k.grad(), rank.v.grad()};
+          for (size_t t = 0; t < parts.size(); ++t)
+            attend.layout().put(whole[t], 2, parts[t].to(kCpu), world.rank());
+          const Tensor dsink = rank.sink.grad().clone();
+          world.all_reduce(dsink).wait();
+          if (world.rank() == 0) whole[4].copy_(dsink.to(kCpu));
+        });
+        bits.emplace_back();
+        for (const Tensor& t : whole) bits.back().push_back(t.to_vector<double>());
+      }
+      EXPECT_EQ(bits[0], bits[1]) << dtype;
+      EXPECT_EQ(bits[0], bits[2]) << dtype;
+      const ContextResults plain = whole_of(p);
+      EXPECT_LT(worst(Tensor::from(bits[0][0], p.dout.shape()), plain.out),
+                dtype == Dtype::bf16 ? 3e-2 : 1e-5);
+      EXPECT_LT(worst(Tensor::from(bits[0][2], p.k.shape()), plain.dk),
+                dtype == Dtype::bf16 ? 5e-2 : 1e-5);
+    }
+  }
+}
 
 TEST_P(ContextOn, ShardsAreTheWhole) {
   ContextCase p = context_case(1, 4, 2, 21, Mask().causal());

@@ -27,34 +27,32 @@ class GatherFn final : public Function {
   const char* name() const override { return "gather_attention"; }
 
   Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sink) {
-    const std::vector<Piece> own = call_.own();
-    const Tensor out = heads_last(q, v.dim(3));
-    std::vector<Tensor> lse(2);
-    for (size_t i = 0; i < own.size(); ++i)
-      lse[i] = Tensor::empty({q.dim(0), q.dim(1), own[i].count}, sums_dtype(q.dtype()), q.device());
+    const std::vector<Piece> own = queries();
+    const Tensor out = heads_last(q, v.dim(3)),
+                 lse = Tensor::empty({q.dim(0), q.dim(1), q.dim(2)}, sums_dtype(q.dtype()),
+                                     q.device());
     for_each_group(q, k, v, [&](const HeadGroup& heads, const KeyValues& whole) {
-      for (size_t i = 0; i < own.size(); ++i) {
-        const Piece keys = keys_of(own[i]);
+      for (const Piece& query : own) {
+        const Piece keys = keys_of(query);
         const ScoreResult result =
-            attention::score_forward(call_.rule, inputs(heads, own[i], q, keys, whole, sink),
-                                     mask(heads, own[i], keys), call_.options);
-        heads.queries(own[i].of(out)).copy_(result.out);
-        heads.queries(lse[i]).copy_(result.lse);
+            attention::score_forward(call_.rule, inputs(heads, query, q, keys, whole, sink),
+                                     mask(heads, query, keys), call_.options);
+        heads.queries(query.of(out)).copy_(result.out);
+        heads.queries(query.of(lse)).copy_(result.lse);
       }
     });
-    save(q, k, v, sink, out, lse[0], lse[1]);
+    save(q, k, v, sink, out, lse);
     return out;
   }
 
   Tensors backward(const Tensors& dout) override {
-    const auto [q, k, v, sink, out, lse0, lse1] = saved<7>();
-    const std::vector<Piece> own = call_.own();
+    const auto [q, k, v, sink, out, lse] = saved<6>();
+    const std::vector<Piece> own = queries();
     const Dtype wide = sums_dtype(q.dtype());
     const Tensor dq = heads_last(q, q.dim(3)), dk = Tensor::empty_like(k),
                  dv = Tensor::empty_like(v);
-    const Tensor dsink =
-        sink.defined() ? Tensor::zeros(sink.shape(), wide, sink.device()) : Tensor();
-    const int64_t N = call_.layout.tokens(), n = call_.layout.most_tokens();
+    const Tensor dsink = sink.defined() ? Tensor::zeros_like(sink) : Tensor();
+    const int64_t n = call_.layout.most_tokens();
     // The sums of the heads before, under way.
     struct {
       HeadGroup heads;
@@ -70,41 +68,86 @@ class GatherFn final : public Function {
     };
     for_each_group(q, k, v, [&](const HeadGroup& heads, const KeyValues& whole) {
       const KeyValueSizes sizes = sizes_of(heads, k, v);
-      const KeyValues sums = sizes.zeros(N, wide);
-      for (size_t i = 0; i < own.size(); ++i) {
-        const Piece keys = keys_of(own[i]);
-        const ScoreInputs in = inputs(heads, own[i], q, keys, whole, sink);
-        const ScoreGrads grads = attention::score_backward(
-            call_.rule, heads.queries(own[i].of(dout[0])),
-            {heads.queries(own[i].of(out)), heads.queries(i == 0 ? lse0 : lse1).contiguous()}, in,
-            mask(heads, own[i], keys), call_.options,
-            {heads.queries(own[i].of(dq)), Tensor::empty(in.k.shape(), wide, k.device()),
+      // What one stretch of queries gives: dk and dv of the keys it may see, and dsink.
+      const auto gradients = [&](const Piece& query, const Piece& keys) {
+        const ScoreInputs in = inputs(heads, query, q, keys, whole, sink);
+        return attention::score_backward(
+            call_.rule, heads.queries(query.of(dout[0])),
+            {heads.queries(query.of(out)), heads.queries(query.of(lse)).contiguous()}, in,
+            mask(heads, query, keys), call_.options,
+            {heads.queries(query.of(dq)), Tensor::empty(in.k.shape(), wide, k.device()),
              Tensor::empty(in.v.shape(), wide, k.device()), Tensor(), Tensor()});
-        axpy_(keys.of(sums.k), 1.0, grads.dk);
-        axpy_(keys.of(sums.v), 1.0, grads.dv);
-        if (sink.defined()) axpy_(heads.of_heads(dsink), 1.0, grads.dsink);
+      };
+      ScoreGrads sums;
+      if (call_.context.block > 0 && !own.empty()) {
+        sums = tree(own.data(), own.data() + own.size(),
+                    [&](const Piece& query) { return gradients(query, keys_of(query)); });
+      } else {
+        const KeyValues zeros = sizes.zeros(call_.layout.tokens(), wide);
+        sums.dk = zeros.k;
+        sums.dv = zeros.v;
+        for (const Piece& query : own) {
+          const Piece keys = keys_of(query);
+          const ScoreGrads part = gradients(query, keys);
+          axpy_(keys.of(sums.dk), 1.0, part.dk);
+          axpy_(keys.of(sums.dv), 1.0, part.dv);
+          add_to(sums.dsink, part.dsink);
+        }
       }
+      if (sums.dsink.defined()) heads.of_heads(dsink).copy_(sums.dsink);
       land();
       const Tensor all = Tensor::zeros({call_.ring.size() * sizes.numel(n)}, wide, k.device());
       for_each_piece(sizes, all, [&](const Piece& piece, const KeyValues& shard) {
-        piece.of(shard.k).copy_(attention::take(sums.k, 2, piece.place, piece.count));
-        piece.of(shard.v).copy_(attention::take(sums.v, 2, piece.place, piece.count));
+        piece.of(shard.k).copy_(attention::take(sums.dk, 2, piece.place, piece.count));
+        piece.of(shard.v).copy_(attention::take(sums.dv, 2, piece.place, piece.count));
       });
       const KeyValues mine = sizes.empty(n, wide);
       last = {heads, mine, all,
               call_.ring.reduce_scatter(mine.flat, all, Reduce::sum, Mode::async)};
     });
     land();
-    return {dq, dk, dv, sink.defined() ? dsink.to(sink.dtype()) : Tensor()};
+    return {dq, dk, dv, dsink};
   }
 
  private:
+  static void add_to(Tensor& sum, const Tensor& x) {
+    if (!sum.defined()) {
+      sum = x;
+    } else if (x.defined()) {
+      axpy_(sum, 1.0, x);
+    }
+  }
+  // dk, dv and dsink of blocks [begin, end) as a balanced tree of sums.
+  template <typename Gradients>
+  static ScoreGrads tree(const Piece* begin, const Piece* end, const Gradients& gradients) {
+    if (end - begin == 1) return gradients(*begin);
+    const Piece* middle = begin + (end - begin) / 2;
+    ScoreGrads sums = tree(begin, middle, gradients);
+    const ScoreGrads other = tree(middle, end, gradients);
+    axpy_(sums.dk, 1.0, other.dk);
+    axpy_(sums.dv, 1.0, other.dv);
+    add_to(sums.dsink, other.dsink);
+    return sums;
+  }
+
+  // Stretches of queries, a call each.
+  std::vector<Piece> queries() const {
+    const int64_t block = call_.context.block;
+    if (block == 0) return call_.own();
+    std::vector<Piece> blocks;
+    for (const Piece& piece : call_.own()) {  // contiguous, in whole blocks
+      for (int64_t t = 0; t < piece.count; t += block)
+        blocks.push_back({{piece.place.of(t), 1}, piece.first + t, block});
+    }
+    return blocks;
+  }
   static KeyValueSizes sizes_of(const HeadGroup& heads, const Tensor& k, const Tensor& v) {
     return {k.dim(0), heads.last - heads.first, k.dim(3), v.dim(3), k.device()};
   }
-  // The keys that positions leave to a stretch of queries.
+  // The keys that positions leave to a stretch of queries; all, where calls must be alike.
   Piece keys_of(const Piece& query) const {
     const int64_t N = call_.layout.tokens();
+    if (call_.context.block > 0) return {{}, 0, N};
     const attention::Mask rows =
         call_.host_mask.part({query.place, {}, N, N, 0, call_.heads}, call_.heads, query.count, N);
     int64_t first, last, ignored;
