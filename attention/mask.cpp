@@ -40,9 +40,14 @@ Mask& Mask::block_sparse(const Tensor& allowed, int64_t query_block, int64_t key
   return *this;
 }
 
+Mask& Mask::ranges(const Tensor& ranges) {
+  ranges_ = ranges.contiguous();
+  return *this;
+}
+
 Mask Mask::to(Device device) const {
   Mask moved = *this;
-  for (Tensor* t : {&moved.query_documents_, &moved.key_documents_, &moved.blocks_})
+  for (Tensor* t : {&moved.query_documents_, &moved.key_documents_, &moved.blocks_, &moved.ranges_})
     if (t->defined()) *t = t->to(device);
   return moved;
 }
@@ -65,6 +70,7 @@ Mask Mask::part(const Places& places, int64_t heads, int64_t queries, int64_t ke
   }
   if (blocks_.defined() && blocks_.dim(0) > 1)
     part.blocks_ = blocks_.slice(0, places.first_head, places.first_head + heads);
+  if (ranges_.defined()) part.ranges_ = take(ranges_, 1, places.queries, queries).contiguous();
   part.places_ = places;
   return part;
 }
@@ -90,6 +96,11 @@ void Mask::validate(int64_t batch, int64_t heads, int64_t queries, int64_t keys)
                 "mask: block mask is ", blocks_.shape(), "; expected u8 [", heads, " or 1, ", rows,
                 ", ", columns, ']');
   }
+  FOVEA_CHECK(!ranges_.defined() || (ranges_.dtype() == Dtype::i32 && ranges_.rank() == 3 &&
+                                     (ranges_.dim(0) == 1 || ranges_.dim(0) == batch) &&
+                                     ranges_.dim(1) == queries && ranges_.dim(2) == 4),
+              "mask: ranges are ", ranges_.dtype(), ' ', ranges_.shape(), "; expected i32 [", batch,
+              " or 1, ", queries, ", 4]");
 }
 
 void Mask::limits(int64_t i, int64_t queries, int64_t keys, int64_t& first, int64_t& last) const {
@@ -121,6 +132,11 @@ bool Mask::allowed(int64_t b, int64_t h, int64_t i, int64_t j, int64_t queries,
                   column = at.keys.of(j) / key_block_;
     if (blocks_.data<uint8_t>()[(head * blocks_.dim(1) + row) * blocks_.dim(2) + column] == 0)
       return false;
+  }
+  if (ranges_.defined()) {
+    const int32_t* range = ranges_of(b, i, queries);
+    const int64_t key = places(1, queries, keys).keys.of(j);
+    if ((key < range[0] || key >= range[1]) && (key < range[2] || key >= range[3])) return false;
   }
   return true;
 }
@@ -154,6 +170,18 @@ TileClass Mask::classify(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j
         any |= on;
         all &= on;
       }
+    }
+    if (!any) return TileClass::skip;
+    full = full && all;
+  }
+  if (ranges_.defined()) {
+    const Place place = places(1, queries, keys).keys;
+    const int64_t k0 = place.of(j0), k1 = place.of(j1 - 1) + 1;
+    bool any = false, all = true;
+    for (int64_t i = i0; i < i1; ++i) {
+      const int32_t* range = ranges_of(b, i, queries);
+      any |= (k0 < range[1] && k1 > range[0]) || (k0 < range[3] && k1 > range[2]);
+      all &= (k0 >= range[0] && k1 <= range[1]) || (k0 >= range[2] && k1 <= range[3]);
     }
     if (!any) return TileClass::skip;
     full = full && all;

@@ -21,7 +21,7 @@ bool ContextCall::sees(int64_t batch, int64_t count, const Piece& query, const P
   const attention::Mask pair =
       host_mask.part(places(query.place, key.place), count, query.count, key.count);
   const bool by_head = pair.parts().blocks.defined(),
-             by_sample = pair.parts().query_documents.defined();
+             by_sample = pair.parts().query_documents.defined() || pair.parts().ranges.defined();
   for (int64_t b = 0; b < (by_sample ? batch : 1); ++b) {
     for (int64_t h = 0; h < (by_head ? count : 1); ++h) {
       if (pair.classify(b, h, 0, query.count, 0, key.count, query.count, key.count) !=
@@ -109,7 +109,8 @@ uint64_t hash_of_call(const Variable& q, const Variable& k, const Variable& v,
                      parts.prefix, ' ', parts.query_block, ' ', parts.key_block, ' ', o.scale, ' ',
                      o.softcap, ' ', static_cast<int>(o.rope), ' ', o.rope_base, ' ', o.dropout,
                      ' ', o.rng.key, ' ', o.rng.high, ' ', o.first_sample));
-  for (const Tensor* t : {&parts.query_documents, &parts.key_documents, &parts.blocks}) {
+  for (const Tensor* t :
+       {&parts.query_documents, &parts.key_documents, &parts.blocks, &parts.ranges}) {
     hash = hash * 31 + (t->defined() ? 1 : 0);
     if (t->defined() && t->numel() > 0)
       hash = hash * 31 +

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distributed/context_attention.h"
 
+#include "attention/long_context_test_util.h"
 #include "core/testing/devices.h"
 #include "distributed/context_cases.h"
 #include "distributed/threads.h"
@@ -22,6 +23,29 @@ TEST_P(Context, EveryMaskInEveryLayoutIsTheWhole) {
         for (const Order order : kOrders) {
           for (const ContextOptions& options : all_options(sizes.ring))
             compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-12);
+        }
+      });
+    }
+  }
+}
+
+// Of every mask of 2510.17896, from an independent reference that knows no ranks.
+TEST_P(Context, GoldenFilesHoldOnEveryMesh) {
+  for (const attention::LongContextCase& golden : attention::long_context_cases()) {
+    SCOPED_TRACE(golden.name);
+    const ContextCase p{golden.q, golden.k, golden.v,    golden.dout,
+                        Tensor(), Tensor(), golden.mask, {}};
+    const ContextResults whole{golden.out, golden.dq, golden.dk, golden.dv, Tensor()};
+    for (const MeshSizes& sizes : meshes(GetParam())) {
+      const int64_t U = sizes.ulysses, G = golden.k.dim(1);
+      if (golden.q.dim(1) % U != 0 || (G % U != 0 && U % G != 0)) continue;
+      run_ranks(GetParam(), [&](const Communicator& world) {
+        const Mesh mesh(world, sizes);
+        for (const Order order : kOrders) {
+          for (const ContextOptions& options : all_options(sizes.ring)) {
+            compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-9);
+            compare_to_whole(mesh, order, options, p, whole, Dtype::f32, kCpu, 1e-5);
+          }
         }
       });
     }

@@ -150,6 +150,9 @@ inline std::vector<NamedMask> masks(int64_t B, int64_t H, int64_t N) {
       {"a document a token", documents(B, N, false, [](int64_t, int64_t i) { return i; })},
       {"nothing", documents(B, N, false, [](int64_t, int64_t) { return -1; })},
       {"blocks", blocks(H, N)},
+      {"global window", attention::global_window(N, 4, 2, 3)},
+      {"question and answers",
+       attention::packed_documents({N / 4, N / 3, N / 5}, N, attention::Packed::question)},
   };
 }
 

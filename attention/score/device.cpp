@@ -90,8 +90,9 @@ class DeviceCall {
     check_small("N x head dim", p.N * std::max(p.D, p.Dv));
     check_small("M x head dim", p.M * std::max(p.D, p.Dv));
     check_small("4 (N + M) of the whole", 4 * (p.at.N + p.at.M));  // distances and their bounds
-    for (const Tensor* t : {&in_.k, &in_.v, &in_.alibi_slopes, &in_.sink, &in_.bias,
-                            &mask_.query_documents, &mask_.key_documents, &mask_.blocks}) {
+    for (const Tensor* t :
+         {&in_.k, &in_.v, &in_.alibi_slopes, &in_.sink, &in_.bias, &mask_.query_documents,
+          &mask_.key_documents, &mask_.blocks, &mask_.ranges}) {
       FOVEA_CHECK(!t->defined() || t->device() == device_, "score: q is on ", device_,
                   " but another operand on ", t->device());
     }
@@ -103,6 +104,7 @@ class DeviceCall {
     c_.query_documents = pointer<int32_t>(mask_.query_documents);
     c_.key_documents = pointer<int32_t>(mask_.key_documents);
     c_.blocks = pointer<uint8_t>(mask_.blocks);
+    c_.ranges = pointer<int32_t>(mask_.ranges);
     c_.slopes = pointer<float>(in_.alibi_slopes);
     c_.sink = pointer<float>(in_.sink);
     c_.bias = pointer<float>(in_.bias);
@@ -230,6 +232,7 @@ class DeviceCall {
       c_.query_block = bounded(mask_.query_block);
       c_.key_block = bounded(mask_.key_block);
     }
+    if (mask_.ranges.defined() && mask_.ranges.dim(0) > 1) c_.range_batch = 4 * p_.N;
     if (in_.bias.defined()) {
       c_.bias_batch = in_.bias.dim(0) == 1 ? 0 : in_.bias.dim(1) * p_.N * p_.M;
       c_.bias_head = in_.bias.dim(1) == 1 ? 0 : p_.N * p_.M;

@@ -85,7 +85,7 @@ struct Outputs {
 
 template <typename T>
 struct Arguments : attention::ScoreSizes {
-  Global<const int32_t> query_documents, key_documents;
+  Global<const int32_t> query_documents, key_documents, ranges;
   Global<const uint8_t> blocks;
   Global<const float> slopes, sink, bias;
   Rows<const T> q, k, v, dout, result;  // result: out, read
@@ -120,6 +120,7 @@ Arguments<T> arguments(const attention::ScoreCall& c) {
   };
   a.query_documents = c.query_documents;
   a.key_documents = c.key_documents;
+  a.ranges = c.ranges;
   a.blocks = c.blocks;
   a.slopes = c.slopes;
   a.sink = c.sink;
@@ -200,6 +201,11 @@ __device__ inline bool allowed(const Arguments<T>& a, int b, int h, int i, int j
                  key_block_of(a, j)] == 0)
       return false;
   }
+  if (!(a.ranges == nullptr)) {
+    const Vec<int32_t, 4> range = load<4>(a.ranges + (b * a.range_batch + int64_t{i} * 4));
+    const int key = a.key_base + j * a.key_stride;
+    if ((key < range[0] || key >= range[1]) && (key < range[2] || key >= range[3])) return false;
+  }
   return true;
 }
 
@@ -251,6 +257,18 @@ __device__ inline Tile classify(const Arguments<T>& a, int b, int h0, int h1, in
           off = off || !is_on;
         }
       }
+    }
+    if (!any(on)) return Tile::skip;
+    if (any(off)) full = false;
+  }
+  if (!(a.ranges == nullptr)) {
+    bool on = false, off = false;
+    const int k0 = a.key_base + j0 * a.key_stride, k1 = a.key_base + (j1 - 1) * a.key_stride + 1;
+    FOVEA_NO_UNROLL
+    for (int i = i0 + static_cast<int>(threadIdx.x) % kWarp; i < i1; i += kWarp) {
+      const Vec<int32_t, 4> range = load<4>(a.ranges + (b * a.range_batch + int64_t{i} * 4));
+      on = on || (k0 < range[1] && k1 > range[0]) || (k0 < range[3] && k1 > range[2]);
+      off = off || !((k0 >= range[0] && k1 <= range[1]) || (k0 >= range[2] && k1 <= range[3]));
     }
     if (!any(on)) return Tile::skip;
     if (any(off)) full = false;

@@ -39,6 +39,7 @@ struct ScoreSizes {
   int whole_N = 0, whole_M = 0, first_head = 0, heads = 0;
   int block_heads = 1, block_rows = 0, block_columns = 0, query_block = 1, key_block = 1;
   int64_t bias_batch = 0, bias_head = 0;  // strides, 0 where it is shared
+  int64_t range_batch = 0;                // likewise
 
   RngKey rng;  // dropout
   int64_t first_sample = 0;
@@ -50,6 +51,7 @@ struct ScoreCall : ScoreSizes {
   const void* rule = nullptr;
   const int32_t *query_documents = nullptr, *key_documents = nullptr;  // [B, N], [B, M]
   const uint8_t* blocks = nullptr;                                     // [block_heads, rows, cols]
+  const int32_t* ranges = nullptr;                                     // [Bb, N, 4]
   const float *slopes = nullptr, *sink = nullptr;                      // [H]
   const float* bias = nullptr;                                         // [Bb, Hb, N, M]
   ScoreRows q, k, v, out;
