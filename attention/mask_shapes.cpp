@@ -5,10 +5,12 @@
 
 namespace fovea::attention {
 
-Tensor key_ranges(int64_t N, const std::function<std::vector<KeyRange>(int64_t i)>& of_query) {
-  const Tensor table = Tensor::zeros({1, N, 4}, Dtype::i32);
-  for (int64_t i = 0; i < N; ++i) {
-    std::vector<KeyRange> given = of_query(i), joined;
+Tensor key_ranges(int64_t B, int64_t N,
+                  const std::function<std::vector<KeyRange>(int64_t b, int64_t i)>& of_query) {
+  const Tensor table = Tensor::zeros({B, N, 4}, Dtype::i32);
+  for (int64_t at = 0; at < B * N; ++at) {
+    const int64_t i = at % N;
+    std::vector<KeyRange> given = of_query(at / N, i), joined;
     for (KeyRange& r : given) r = {std::max<int64_t>(0, r.first), std::min(N, r.last)};
     std::erase_if(given, [](const KeyRange& r) { return r.first >= r.last; });
     std::sort(given.begin(), given.end(),
@@ -22,7 +24,7 @@ Tensor key_ranges(int64_t N, const std::function<std::vector<KeyRange>(int64_t i
     }
     FOVEA_CHECK(joined.size() <= 2, "mask: query ", i, " sees keys in ", joined.size(),
                 " ranges; two at most are possible, else block_sparse");
-    int32_t* row = table.data<int32_t>() + 4 * i;
+    int32_t* row = table.data<int32_t>() + 4 * at;
     for (const KeyRange& r : joined) {
       *row++ = static_cast<int32_t>(r.first);
       *row++ = static_cast<int32_t>(r.last);
@@ -34,50 +36,61 @@ Tensor key_ranges(int64_t N, const std::function<std::vector<KeyRange>(int64_t i
 Mask global_window(int64_t N, int64_t left, int64_t right, int64_t tokens) {
   FOVEA_CHECK(left >= -1 && right >= -1 && tokens >= 0, "mask: window [", left, ", ", right,
               "] with ", tokens, " global tokens");
-  return Mask().ranges(key_ranges(N, [=](int64_t i) -> std::vector<KeyRange> {
+  return Mask().ranges(key_ranges(1, N, [=](int64_t, int64_t i) -> std::vector<KeyRange> {
     if (i < tokens) return {{0, N}};
     return {{0, tokens}, {left < 0 ? 0 : i - left, right < 0 ? N : i + right + 1}};
   }));
 }
 
-Mask packed_documents(const std::vector<int64_t>& lengths, int64_t N, Packed kind, int64_t size) {
+Mask packed_documents(const Tensor& ids, Packed kind, int64_t size) {
+  FOVEA_CHECK(ids.rank() == 2 && ids.dtype() == Dtype::i32, "mask: documents are ", ids.dtype(),
+              ' ', ids.shape(), "; expected i32 [B, N]");
   FOVEA_CHECK(kind != Packed::blocks || size >= 1, "mask: blocks of ", size, " tokens");
   FOVEA_CHECK(kind != Packed::prefix || size >= 0, "mask: a prefix of ", size, " tokens");
-  struct Document {
-    int64_t first, last;
-  };
-  std::vector<Document> documents;
-  int64_t at = 0;
-  for (const int64_t length : lengths) {
-    FOVEA_CHECK(length >= 1, "mask: document ", documents.size(), " has ", length, " tokens");
-    documents.push_back({at, at + length});
-    at += length;
-  }
-  FOVEA_CHECK(at <= N, "mask: documents of ", at, " tokens in a sequence of ", N);
-  size_t d = 0;  // queries come in order
-  return Mask().ranges(key_ranges(N, [&](int64_t i) -> std::vector<KeyRange> {
-    while (d < documents.size() && i >= documents[d].last) ++d;
-    if (d == documents.size()) return {};
-    const auto [first, last] = documents[d];
-    const auto until = [&](int64_t end) -> std::vector<KeyRange> {
-      return {{first, std::min(last, end)}};
-    };
+  const std::vector<int32_t> all = ids.to_vector<int32_t>();
+  const int64_t B = ids.dim(0), N = ids.dim(1);
+  const auto id = [&](int64_t b, int64_t t) { return all[static_cast<size_t>(b * N + t)]; };
+  // Of the sequence at hand: the document of the query at hand, and the end of the first.
+  int64_t first = 0, last = 0, question = 0, end = 0;
+  return Mask().ranges(key_ranges(B, N, [&](int64_t b, int64_t i) -> std::vector<KeyRange> {
+    if (i == 0) {
+      first = last = question = 0;
+      for (end = N; end > 0 && id(b, end - 1) < 0;) --end;  // of the last document
+    }
+    if (i >= last) {
+      first = last = i;
+      while (last < N && id(b, last) == id(b, i)) ++last;
+      if (i == 0) question = id(b, 0) < 0 ? 0 : last;
+    }
+    if (id(b, i) < 0) return {};
     switch (kind) {
       case Packed::full:
-        return until(last);
+        return {{first, last}};
       case Packed::causal:
-        return until(i + 1);
+        return {{first, i + 1}};
       case Packed::prefix:
-        return until(std::max(i + 1, first + size));
+        return {{first, std::min(last, std::max(i + 1, first + size))}};
       case Packed::blocks:
-        return until(first + ((i - first) / size + 1) * size);
+        return {{first, std::min(last, first + ((i - first) / size + 1) * size)}};
       case Packed::question:
-        return {{0, d > 0 ? documents[0].last : 0}, {first, i + 1}};
+        return {{0, first > 0 ? question : 0}, {first, i + 1}};
       case Packed::last_reads:
-        return {{d + 1 == documents.size() ? 0 : first, i + 1}};
+        return {{last == end ? 0 : first, i + 1}};
     }
     return {};
   }));
+}
+
+Tensor document_ids(const std::vector<int64_t>& lengths, int64_t N) {
+  std::vector<int32_t> ids;
+  for (const int64_t length : lengths) {
+    FOVEA_CHECK(length >= 1, "mask: a document of ", length, " tokens");
+    ids.insert(ids.end(), static_cast<size_t>(length), ids.empty() ? 0 : ids.back() + 1);
+  }
+  FOVEA_CHECK(static_cast<int64_t>(ids.size()) <= N, "mask: documents of ", ids.size(),
+              " tokens in a sequence of ", N);
+  ids.resize(static_cast<size_t>(N), -1);
+  return Tensor::from(ids, {1, N});
 }
 
 Mask slices(const std::vector<std::array<int64_t, 5>>& list, int64_t N) {
@@ -85,7 +98,7 @@ Mask slices(const std::vector<std::array<int64_t, 5>>& list, int64_t N) {
     FOVEA_CHECK(
         0 <= q0 && q0 <= q1 && q1 <= N && 0 <= k0 && k0 <= k1 && k1 <= N && type >= 0 && type <= 3,
         "mask: slice [", q0, ", ", q1, ", ", k0, ", ", k1, ", ", type, "] of ", N, " tokens");
-  return Mask().ranges(key_ranges(N, [&](int64_t i) {
+  return Mask().ranges(key_ranges(1, N, [&](int64_t, int64_t i) {
     std::vector<KeyRange> seen;
     for (const auto& [q0, q1, k0, k1, type] : list) {
       if (i < q0 || i >= q1) continue;

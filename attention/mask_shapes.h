@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Masks that are made of ranges of keys (Mask::ranges), as 2510.17896 names them: of one sequence
-// of N tokens, queries and keys alike, shared by the batch. O(N) numbers.
+// Masks that are made of ranges of keys (Mask::ranges), as 2510.17896 names them: of N tokens,
+// queries and keys alike; of one sequence for the whole batch, or of each. O(N) numbers a sequence.
 
 #include <array>
 #include <functional>
@@ -13,15 +13,15 @@ namespace fovea::attention {
 struct KeyRange {
   int64_t first, last;
 };
-// i32 [1, N, 4] from the ranges of each query. Throws where more than two remain once those that
-// meet are joined.
-Tensor key_ranges(int64_t N, const std::function<std::vector<KeyRange>(int64_t i)>& of_query);
+// i32 [B, N, 4] from the ranges of each query, asked for in order. Throws where more than two
+// remain once those that meet are joined.
+Tensor key_ranges(int64_t B, int64_t N,
+                  const std::function<std::vector<KeyRange>(int64_t b, int64_t i)>& of_query);
 
 // i - j <= left and j - i <= right (-1: unbounded), or i < tokens, or j < tokens.
 Mask global_window(int64_t N, int64_t left, int64_t right, int64_t tokens);
 
-// Documents of these lengths one after the other; what is behind the last is padding, which sees
-// nothing and is seen by nothing. d(t) is the document of t, s(t) its first token.
+// Documents one after the other. d(t) is the document of t, s(t) its first token.
 enum class Packed {
   full,        // d(i) = d(j)
   causal,      // and j <= i
@@ -30,8 +30,11 @@ enum class Packed {
   question,    // causal; or d(j) = 0 < d(i): the first document is seen by all
   last_reads,  // causal; or d(j) < d(i) = last: the last document sees all
 };
-Mask packed_documents(const std::vector<int64_t>& lengths, int64_t N, Packed kind,
-                      int64_t size = 0);
+// ids i32 [B, N]: neighbours of one id are a document, -1 is padding that sees nothing and is seen
+// by nothing.
+Mask packed_documents(const Tensor& ids, Packed kind, int64_t size = 0);
+// Of these lengths; what is behind the last is padding. -> i32 [1, N].
+Tensor document_ids(const std::vector<int64_t>& lengths, int64_t N);
 
 // The union of slices {q0, q1, k0, k1, type} of queries [q0, q1) and keys [k0, k1). Types: 0 full,
 // 1 causal with the last query at the last key, 2 inverse causal with the first query at the first

@@ -52,7 +52,7 @@ TEST(MaskShapes, PackedDocuments) {
   const auto expect = [&](Packed kind, int64_t size, const char* what,
                           const std::function<bool(int64_t, int64_t)>& seen) {
     expect_mask(
-        packed_documents(lengths, N, kind, size), N,
+        packed_documents(document_ids(lengths, N), kind, size), N,
         [&](int64_t i, int64_t j) { return document(i) >= 0 && document(j) >= 0 && seen(i, j); },
         what);
   };
@@ -70,6 +70,23 @@ TEST(MaskShapes, PackedDocuments) {
   expect(Packed::last_reads, 0, "last reads", [&](int64_t i, int64_t j) {
     return (same(i, j) && j <= i) || (document(i) == last && document(j) < last);
   });
+}
+
+TEST(MaskShapes, EverySequenceHasItsOwnDocuments) {
+  const Tensor ids = Tensor::from(std::vector<int32_t>{4, 4, 7, 7, 7, -1,  //
+                                                       -1, 2, 2, 3, 3, 3},
+                                  {2, 6});
+  const Mask mask = packed_documents(ids, Packed::question);
+  const auto row = [&](int64_t b, int64_t i) {
+    return mask.parts().ranges.select(0, b).select(0, i).to_vector<int32_t>();
+  };
+  using Row = std::vector<int32_t>;
+  EXPECT_EQ(row(0, 1), (Row{0, 2, 0, 0}));
+  EXPECT_EQ(row(0, 3), (Row{0, 4, 0, 0}));  // [0, 2) and [2, 4), which meet
+  EXPECT_EQ(row(0, 5), (Row{0, 0, 0, 0}));
+  EXPECT_EQ(row(1, 0), (Row{0, 0, 0, 0}));
+  EXPECT_EQ(row(1, 2), (Row{1, 3, 0, 0}));
+  EXPECT_EQ(row(1, 4), (Row{3, 5, 0, 0}));  // no first document to share
 }
 
 TEST(MaskShapes, Slices) {
@@ -98,15 +115,13 @@ TEST(MaskShapes, WhatCannotBeIsNamed) {
     }
     return "";
   };
+  EXPECT_EQ(what([] { document_ids({5, 0}, 9); }), "mask: a document of 0 tokens");
   EXPECT_EQ(what([] {
-              packed_documents({5, 0}, 9, Packed::causal);
-            }),
-            "mask: document 1 has 0 tokens");
-  EXPECT_EQ(what([] {
-              packed_documents({5, 7}, 9, Packed::causal);
+              document_ids({5, 7}, 9);
             }),
             "mask: documents of 12 tokens in a sequence of 9");
-  EXPECT_EQ(what([] { packed_documents({5}, 9, Packed::blocks); }), "mask: blocks of 0 tokens");
+  EXPECT_EQ(what([] { packed_documents(document_ids({5}, 9), Packed::blocks); }),
+            "mask: blocks of 0 tokens");
   EXPECT_EQ(what([] {
               slices({{0, 9, 0, 1, 0}, {0, 9, 3, 4, 0}, {4, 9, 6, 7, 0}}, 9);
             }),

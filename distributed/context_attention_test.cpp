@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distributed/context_attention.h"
 
-#include "attention/long_context_test_util.h"
+#include "attention/long_context_cases.h"
 #include "core/testing/devices.h"
 #include "distributed/context_cases.h"
 #include "distributed/threads.h"

@@ -152,7 +152,8 @@ inline std::vector<NamedMask> masks(int64_t B, int64_t H, int64_t N) {
       {"blocks", blocks(H, N)},
       {"global window", attention::global_window(N, 4, 2, 3)},
       {"question and answers",
-       attention::packed_documents({N / 4, N / 3, N / 5}, N, attention::Packed::question)},
+       attention::packed_documents(attention::document_ids({N / 4, N / 3, N / 5}, N),
+                                   attention::Packed::question)},
   };
 }
 

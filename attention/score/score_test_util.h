@@ -236,7 +236,7 @@ inline std::vector<Case> cases() {
        [](Mask& m, ScoreInputs&, ScoreOptions&) {
          const Tensor both = Tensor::empty({2, 70, 4}, Dtype::i32);
          both.slice(0, 0, 1).copy_(
-             packed_documents({9, 30, 28}, 70, Packed::question).parts().ranges);
+             packed_documents(document_ids({9, 30, 28}, 70), Packed::question).parts().ranges);
          both.slice(0, 1, 2).copy_(global_window(70, 5, 12, 3).parts().ranges);
          m.ranges(both);
        }},
