@@ -29,6 +29,24 @@ TEST_P(Context, EveryMaskInEveryLayoutIsTheWhole) {
   }
 }
 
+// Many stretches a rank.
+TEST_P(Context, DispatchedChunksAreTheWhole) {
+  for (const MeshSizes& sizes : meshes(GetParam())) {
+    const auto [H, G] = heads_for(sizes.ulysses);
+    for (const NamedMask& named : masks(2, H, 33)) {
+      SCOPED_TRACE(named.name);
+      const ContextCase p = context_case(2, H, G, 33, named.mask);
+      const ContextResults whole = whole_of(p);
+      const Layout layout = Layout::dispatched(named.mask, 2, 33, 3, sizes.ring, sizes.ulysses);
+      run_ranks(GetParam(), [&](const Communicator& world) {
+        const Mesh mesh(world, sizes);
+        for (const ContextOptions& options : all_options(sizes.ring))
+          compare_to_whole(mesh, layout, options, p, whole, Dtype::f64, kCpu, 1e-12);
+      });
+    }
+  }
+}
+
 // Of every mask of 2510.17896, from an independent reference that knows no ranks.
 TEST_P(Context, GoldenFilesHoldOnEveryMesh) {
   for (const attention::LongContextCase& golden : attention::long_context_cases()) {

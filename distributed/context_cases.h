@@ -65,17 +65,17 @@ struct OneRank {
   void backward() const { out.backward(dout); }
 };
 
-inline void compare_to_whole(const Mesh& mesh, Order order, const ContextOptions& options,
+inline void compare_to_whole(const Mesh& mesh, const Layout& layout, const ContextOptions& options,
                              const ContextCase& p, const ContextResults& whole, Dtype dtype,
                              Device device, double bound) {
-  const ContextAttention attend(mesh, order, p.q.dim(2), options);
+  const ContextAttention attend(mesh.ring(), mesh.ulysses(), layout, options);
   const int ring = mesh.place().ring, ulysses = mesh.place().ulysses;
   const OneRank rank(attend, ring, ulysses, p, dtype, device);
   rank.backward();
   const auto expect_part = [&](const Tensor& x, const Tensor& of, const char* what) {
     EXPECT_LT(worst(x, attend.layout().take(of, 2, ring, ulysses)), bound)
         << what << ", ring " << mesh.sizes().ring << " x ulysses " << mesh.sizes().ulysses
-        << ", rank " << ring << ' ' << ulysses << ", " << name(order) << ", exchange "
+        << ", rank " << ring << ' ' << ulysses << ", " << name(layout.order()) << ", exchange "
         << static_cast<int>(options.exchange) << ", window " << options.window << ", N "
         << p.q.dim(2);
   };
@@ -87,6 +87,13 @@ inline void compare_to_whole(const Mesh& mesh, Order order, const ContextOptions
   const Tensor dsink = rank.sink.grad().clone();
   mesh.context().all_reduce(dsink).wait();
   EXPECT_LT(worst(dsink, whole.dsink), bound) << "dsink";
+}
+
+inline void compare_to_whole(const Mesh& mesh, Order order, const ContextOptions& options,
+                             const ContextCase& p, const ContextResults& whole, Dtype dtype,
+                             Device device, double bound) {
+  compare_to_whole(mesh, Layout(order, p.q.dim(2), mesh.sizes().ring, mesh.sizes().ulysses),
+                   options, p, whole, dtype, device, bound);
 }
 
 inline std::vector<ContextOptions> all_options(int ring) {

@@ -45,19 +45,16 @@ class RingFn final : public Function {
 
   Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sink) {
     const std::vector<Piece> own = call_.own();
-    const Tensor out = heads_last(q, v.dim(3));
-    std::vector<Tensor> lse(2);
-    if (call_.ring.size() == 1) {  // one stretch, or none
-      if (!own.empty()) {
-        const ScoreResult result =
-            attention::score_forward(call_.rule, {q, k, v, call_.slopes, sink},
-                                     call_.part(own[0], own[0], q.dim(1)), call_.options);
-        save(q, k, v, sink, result.out, result.lse, Tensor());
-        return result.out;
-      }
-      save(q, k, v, sink, out, Tensor(), Tensor());
-      return out;
+    if (call_.ring.size() == 1 && !own.empty()) {  // one stretch
+      const ScoreResult result =
+          attention::score_forward(call_.rule, {q, k, v, call_.slopes, sink},
+                                   call_.part(own[0], own[0], q.dim(1)), call_.options);
+      save(q, k, v, sink, result.out, result.lse);
+      return result.out;
     }
+    const Tensor out = heads_last(q, v.dim(3)),
+                 lse = Tensor::empty({q.dim(0), q.dim(1), q.dim(2)}, sums_dtype(q.dtype()),
+                                     q.device());
     std::vector<ScoreSums> sums;
     for (const Piece& query : own)
       sums.push_back(attention::score_sums({query.of(q), k, v, Tensor(), Tensor()}));
@@ -70,15 +67,17 @@ class RingFn final : public Function {
                           call_.part(query, key, q.dim(1)), call_.options, sums[i]);
                     });
     });
-    for (size_t i = 0; i < own.size(); ++i)
-      lse[i] =
-          attention::score_finish(call_.rule, sums[i], q.dtype(), {own[i].of(out), Tensor()}).lse;
-    save(q, k, v, sink, out, lse[0], lse[1]);
+    for (size_t i = 0; i < own.size(); ++i) {
+      const ScoreResult result =
+          attention::score_finish(call_.rule, sums[i], q.dtype(), {own[i].of(out), Tensor()});
+      own[i].of(lse).copy_(result.lse);
+    }
+    save(q, k, v, sink, out, lse);
     return out;
   }
 
   Tensors backward(const Tensors& dout) override {
-    const auto [q, k, v, sink, out, lse0, lse1] = saved<7>();
+    const auto [q, k, v, sink, out, lse] = saved<6>();
     const std::vector<Piece> own = call_.own();
     const Tensor d = dout[0].stride(3) == 1 || dout[0].dim(3) == 1 ? dout[0] : dout[0].contiguous();
     if (call_.ring.size() == 1) {
@@ -86,7 +85,7 @@ class RingFn final : public Function {
         return {Tensor::zeros_like(q), Tensor::zeros_like(k), Tensor::zeros_like(v),
                 sink.defined() ? Tensor::zeros_like(sink) : Tensor()};
       const ScoreGrads grads =
-          attention::score_backward(call_.rule, d, {out, lse0}, {q, k, v, call_.slopes, sink},
+          attention::score_backward(call_.rule, d, {out, lse}, {q, k, v, call_.slopes, sink},
                                     call_.part(own[0], own[0], q.dim(1)), call_.options);
       return {grads.dq, grads.dk, grads.dv, of_sink(grads.dsink, sink)};
     }
@@ -94,6 +93,8 @@ class RingFn final : public Function {
     const KeyValueSizes sizes = sizes_of(k, v);
     const Tensor dq = Tensor::zeros(q.shape(), wide, q.device());
     Tensor dsink;
+    Tensors own_lse;
+    for (const Piece& query : own) own_lse.push_back(query.of(lse).contiguous());
     // Sums of a shard's dk and dv: what this rank adds, what came with the shard, what it sends on.
     KeyValues arriving, leaving;
     Work under_way;
@@ -105,7 +106,7 @@ class RingFn final : public Function {
                       any = true;
                       ScoreGrads sums{query.of(dq), key.of(ours.k), key.of(ours.v), dsink, {}};
                       attention::score_backward_sums(
-                          call_.rule, query.of(d), {query.of(out), i == 0 ? lse0 : lse1},
+                          call_.rule, query.of(d), {query.of(out), own_lse[i]},
                           {query.of(q), key.of(kv.k), key.of(kv.v), call_.slopes, own_sink},
                           call_.part(query, key, q.dim(1)), call_.options, sums);
                       dsink = sums.dsink;

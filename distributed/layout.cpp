@@ -13,6 +13,8 @@ std::string_view name(Order order) {
       return "striped";
     case Order::zigzag:
       return "zigzag";
+    case Order::dispatched:
+      return "dispatched";
   }
   return "";
 }
@@ -36,28 +38,27 @@ std::vector<Stretch> stretches(Order order, int64_t N, int R, int r) {
   return all;
 }
 
-Shards lengths(Order order, int64_t N, int R) {
+std::vector<std::vector<Stretch>> groups_of(Order order, int64_t N, int R) {
   FOVEA_CHECK(N >= 0 && R >= 1, "layout: ", N, " tokens over a ring of ", R);
-  std::vector<int64_t> all;
-  for (int r = 0; r < R; ++r) {
-    all.push_back(0);
-    for (const Stretch& s : stretches(order, N, R, r)) all.back() += s.count;
-  }
-  return Shards(all);
+  FOVEA_CHECK(order != Order::dispatched, "layout: dispatched needs a mask; Layout::dispatched");
+  std::vector<std::vector<Stretch>> groups;
+  for (int r = 0; r < R; ++r) groups.push_back(stretches(order, N, R, r));
+  return groups;
 }
 
 }  // namespace
 
 Layout::Layout(Order order, int64_t N, int ring, int ulysses)
+    : Layout(order, N, ulysses, groups_of(order, N, ring)) {}
+
+Layout::Layout(Order order, int64_t N, int ulysses, std::vector<std::vector<Stretch>> groups)
     : order_(order),
       N_(N),
-      ring_(ring),
+      ring_(static_cast<int>(groups.size())),
       ulysses_(ulysses),
-      shards_of_groups_(lengths(order, N, ring)) {
+      groups_(std::move(groups)) {
   FOVEA_CHECK(ulysses >= 1, "layout: groups of ", ulysses, " ranks");
 }
-
-std::vector<Stretch> Layout::group(int ring) const { return stretches(order_, N_, ring_, ring); }
 
 std::vector<Stretch> Layout::rank(int ring, int ulysses) const {
   const Shards cut = shards(ring);
@@ -100,7 +101,7 @@ void Layout::put(const Tensor& whole, int axis, const Tensor& part, int ring, in
 
 namespace {
 
-// Allowed pairs of stretches of queries and keys.
+// Allowed pairs of stretches of queries and keys, of one sample and head.
 int64_t area(const attention::Mask& whole, int64_t b, int64_t h, int64_t N,
              const std::vector<Stretch>& queries, const std::vector<Stretch>& keys) {
   int64_t pairs = 0;
@@ -122,6 +123,60 @@ int64_t area(const attention::Mask& whole, int64_t b, int64_t h, int64_t N,
 }
 
 }  // namespace
+
+Layout Layout::dispatched(const attention::Mask& mask, int64_t batch, int64_t N, int64_t chunk,
+                          int ring, int ulysses) {
+  FOVEA_CHECK(N >= 0 && ring >= 1 && chunk >= 1, "layout: ", N, " tokens in chunks of ", chunk,
+              " over a ring of ", ring);
+  const attention::Mask::Parts parts = mask.parts();
+  const int64_t samples = parts.query_documents.defined() || parts.ranges.defined() ? batch : 1,
+                heads = parts.blocks.defined() ? parts.blocks.dim(0) : 1,
+                chunks = (N + chunk - 1) / chunk, share = (chunks + ring - 1) / ring;
+  struct Chunk {
+    Stretch tokens;
+    int64_t area;
+  };
+  std::vector<Chunk> all;
+  for (int64_t c = 0; c < chunks; ++c) {
+    const Stretch tokens{{c * chunk, 1}, std::min(chunk, N - c * chunk)};
+    int64_t pairs = 0;
+    for (int64_t b = 0; b < samples; ++b)
+      for (int64_t h = 0; h < heads; ++h) pairs += area(mask, b, h, N, {tokens}, {{{}, N}});
+    all.push_back({tokens, pairs});
+  }
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Chunk& a, const Chunk& b) { return a.area > b.area; });
+  struct Group {
+    int64_t area = 0;
+    std::vector<Stretch> tokens = {};
+  };
+  std::vector<Group> groups(static_cast<size_t>(ring));
+  for (const Chunk& c : all) {
+    Group* least = nullptr;
+    for (Group& g : groups) {
+      if (static_cast<int64_t>(g.tokens.size()) < share &&
+          (least == nullptr || g.area < least->area))
+        least = &g;
+    }
+    least->area += c.area;
+    least->tokens.push_back(c.tokens);
+  }
+  std::vector<std::vector<Stretch>> joined;
+  for (Group& g : groups) {
+    std::sort(g.tokens.begin(), g.tokens.end(),
+              [](const Stretch& a, const Stretch& b) { return a.place.base < b.place.base; });
+    joined.emplace_back();
+    for (const Stretch& s : g.tokens) {
+      if (!joined.back().empty() &&
+          joined.back().back().place.of(joined.back().back().count) == s.place.base) {
+        joined.back().back().count += s.count;
+      } else {
+        joined.back().push_back(s);
+      }
+    }
+  }
+  return Layout(Order::dispatched, N, ulysses, std::move(joined));
+}
 
 Balance balance(const Layout& layout, const attention::Mask& mask, int64_t b, int64_t h) {
   const int R = layout.ring();

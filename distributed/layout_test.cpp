@@ -93,5 +93,25 @@ TEST(Layout, BalanceOfDocuments) {
       balance(Layout(Order::contiguous, 16, 4), attention::Mask().documents(one, one)).total, 4.0);
 }
 
+TEST(Layout, DispatchedChunksBalanceAnyMask) {
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < 96; ++i) ids.push_back(i < 50 ? 0 : i < 60 ? 1 : i < 90 ? 2 : 3);
+  const Tensor documents = Tensor::from(ids, {1, 96});
+  const attention::Mask mask = attention::Mask().causal().documents(documents, documents);
+  const Layout layout = Layout::dispatched(mask, 1, 96, 4, 4);
+  EXPECT_LT(balance(layout, mask).total, 1.05);
+  EXPECT_GT(balance(Layout(Order::contiguous, 96, 4), mask).total, 1.5);
+  EXPECT_GT(balance(Layout(Order::zigzag, 96, 4), mask).total, 1.15);
+  for (int r = 0; r < 4; ++r) EXPECT_EQ(layout.group_tokens(r), 24);
+  // The last chunk may be short, and ranks may have none.
+  for (const auto& [N, chunk, ring] : {std::tuple{33, 4, 3}, {5, 2, 4}, {0, 1, 2}, {7, 100, 2}}) {
+    const Layout ragged = Layout::dispatched(attention::Mask().causal(), 1, N, chunk, ring);
+    const Tensor whole = Tensor::full({1, N}, -1.0, Dtype::i32);
+    for (int r = 0; r < ring; ++r) ragged.put(whole, 1, ragged.take(numbers(N), 1, r), r);
+    EXPECT_EQ(whole.to_vector<int32_t>(), numbers(N).to_vector<int32_t>());
+  }
+  EXPECT_THROW(Layout(Order::dispatched, 8, 2), Error);
+}
+
 }  // namespace
 }  // namespace fovea::distributed
