@@ -102,7 +102,8 @@ void expect_equal(const Parts& got, const ScoreResult& result, const ScoreGrads&
   }
 }
 
-// What a device's problem is held to: the same inputs in f64. `only`: which cut, of all.
+// What a device's problem is held to: the same inputs in f64. `only`: the cut of both;
+// 2: queries by one, keys by the other.
 void expect_parts_are_the_whole(const ScoreRule& rule, const ScoreInputs& in, const Mask& mask,
                                 const ScoreOptions& options, Device device, double bound,
                                 const std::string& what, size_t only = 2) {
@@ -115,8 +116,8 @@ void expect_parts_are_the_whole(const ScoreRule& rule, const ScoreInputs& in, co
   const int64_t H = in.q.dim(1), Hkv = in.k.dim(1);
   for (size_t q = 0; q < 2; ++q) {
     for (size_t k = 0; k < 2; ++k) {
-      if (only < 2 && (q != only || k != only)) continue;
-      const int64_t heads = q == k ? Hkv : 1;
+      if (only < 2 ? q != only || k != only : q == k) continue;
+      const int64_t heads = q == 0 ? Hkv : 1;
       if (Hkv % heads != 0 || H % heads != 0) continue;
       expect_equal(in_parts(rule, on(device, in), mask.to(device), options, dout.to(device),
                             cuts(in.q.dim(2))[q], cuts(in.k.dim(2))[k], heads),
@@ -129,7 +130,7 @@ void expect_parts_are_the_whole(const ScoreRule& rule, const ScoreInputs& in, co
 class Sums : public OnDevices {};
 
 TEST_P(Sums, PartsAreTheWhole) {
-  size_t number = 0;  // in f64 every cut of every case, else one; on devices of every second
+  size_t number = 0;  // on devices every second case
   for (const Case& c : cases()) {
     ++number;
     for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
