@@ -43,12 +43,13 @@ __device__ inline HopperKeys keys_of_block(const Arguments<T>& a, int section) {
   return {bh / a.Hkv, bh % a.Hkv, key0, smaller(key0 + kKeys, a.M)};
 }
 
-// Queries that positions let see key j: key_limits, seen from the key.
+// Queries that positions let see key j: key_limits, seen from the key, where positions follow one
+// another.
 struct Queries {
   int first, last;
 };
 __device__ inline Queries query_limits(const attention::ScoreSizes& a, int j) {
-  const int at = j + a.N - a.M;
+  const int at = j - a.offset;
   Queries queries{0, a.N};
   if (a.right >= 0) queries.first = larger(queries.first, at - a.right);
   if (a.causal && j >= a.prefix) queries.first = larger(queries.first, at);

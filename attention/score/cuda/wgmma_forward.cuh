@@ -412,7 +412,7 @@ void wgmma_forward_of(const attention::ScoreCall& call, Stream stream) {
 template <class Rule, int kD, int kKeys, int kConsumers, int kStages, bool kTurns>
 void wgmma_forward_by(const attention::ScoreCall& call, Stream stream) {
   const bool plain = !call.adjusts && call.drop_threshold == 0 && call.blocks == nullptr &&
-                     call.query_documents == nullptr;
+                     call.query_documents == nullptr && call.ranges == nullptr;
   if (plain)
     wgmma_forward_of<Rule, ForwardTiles<kD, kKeys, kConsumers, kStages, kTurns, true>>(call,
                                                                                        stream);
