@@ -177,7 +177,8 @@ __device__ inline int key_block_of(const attention::ScoreSizes& a, int j) {
   return (a.key_base + j * a.key_stride) / a.key_block;
 }
 
-template <typename T>
+// kRanges: whether a mask may have ranges of keys.
+template <bool kRanges = true, typename T>
 __device__ inline bool allowed(const Arguments<T>& a, int b, int h, int i, int j) {
   const int distance = distance_of(a, i) - j * a.key_stride;  // as key_limits() says it
   if (a.left >= 0 && distance > a.left) return false;
@@ -193,7 +194,7 @@ __device__ inline bool allowed(const Arguments<T>& a, int b, int h, int i, int j
                  key_block_of(a, j)] == 0)
       return false;
   }
-  if (!(a.ranges == nullptr)) {
+  if (kRanges && !(a.ranges == nullptr)) {
     const Vec<int32_t, 4> range = load<4>(a.ranges + (b * a.range_batch + int64_t{i} * 4));
     const int key = a.key_base + j * a.key_stride;
     if ((key < range[0] || key >= range[1]) && (key < range[2] || key >= range[3])) return false;
@@ -220,7 +221,7 @@ __device__ inline void range_of(Global<const int32_t> ids, int first, int last, 
 
 // Of heads [h0, h1), queries [i0, i1) and keys [j0, j1), none empty; the same in every thread of a
 // warp, which comes as a whole.
-template <typename T>
+template <bool kRanges = true, typename T>
 __device__ inline Tile classify(const Arguments<T>& a, int b, int h0, int h1, int i0, int i1,
                                 int j0, int j1) {
   const Keys low = key_limits(a, i0), high = key_limits(a, i1 - 1);
@@ -253,7 +254,7 @@ __device__ inline Tile classify(const Arguments<T>& a, int b, int h0, int h1, in
     if (!any(on)) return Tile::skip;
     if (any(off)) full = false;
   }
-  if (!(a.ranges == nullptr)) {
+  if (kRanges && !(a.ranges == nullptr)) {
     bool on = false, off = false;
     const int k0 = a.key_base + j0 * a.key_stride, k1 = a.key_base + (j1 - 1) * a.key_stride + 1;
     FOVEA_NO_UNROLL

@@ -98,8 +98,10 @@ __device__ inline void exact_row(const Rule& rule, const Arguments<T>& a, Exact 
   const bool keys = what == Exact::keys;
   const int partners = keys ? a.N : a.M;
   float first[kSlab / kWarp] = {}, second[kSlab / kWarp] = {};
+  FOVEA_NO_UNROLL
   for (int g = 0; g < (keys ? a.group() : 1); ++g) {
     const int h = keys ? head * a.group() + g : head, hk = h / a.group();
+    FOVEA_NO_UNROLL
     for (int at = 0; at < partners; at += kWarp) {
       const int mine = at + lane, i = keys ? mine : row, j = keys ? row : mine;
       const bool seen = mine < partners && allowed(a, b, h, i, j);
@@ -111,6 +113,7 @@ __device__ inline void exact_row(const Rule& rule, const Arguments<T>& a, Exact 
       if (seen && what == Exact::dq && column0 == 0 && !(a.dbias == nullptr))
         a.dbias[a.row(b, h, i) * a.M + j] = pair.dbias;
       const unsigned all_seen = ballot(seen);
+      FOVEA_NO_UNROLL
       for (int n = 0; n < kWarp; ++n) {
         if (((all_seen >> n) & 1u) == 0) continue;
         const float p = shuffle(pair.p, n), ds = shuffle(pair.ds, n);
@@ -141,7 +144,7 @@ __device__ inline void exact_row(const Rule& rule, const Arguments<T>& a, Exact 
 }
 
 template <class Rule, typename T>
-__global__ void __launch_bounds__(kExactThreads)
+__global__ void __launch_bounds__(kExactThreads, 3)
     exact_kernel(Rule rule, Arguments<T> a, Exact what, bool every) {
   const bool keys = what == Exact::keys;
   const int rows = keys ? a.M : a.N, heads = keys ? a.Hkv : a.H,
@@ -154,10 +157,12 @@ __global__ void __launch_bounds__(kExactThreads)
     if (!every) mark = keys ? a.suspect_keys[first + lane] : a.suspect[first + lane];
   }
   const unsigned marks = ballot(mark != 0);
+  FOVEA_NO_UNROLL
   for (int n = 0; n < kWarp; ++n) {
     if (((marks >> n) & 1u) == 0) continue;
     const int64_t at = first + n;
     const int bh = static_cast<int>(at / rows);
+    FOVEA_NO_UNROLL
     for (int column0 = 0; column0 < larger(a.D, a.Dv); column0 += kSlab)
       exact_row<Rule>(rule, a, what, bh / heads, bh % heads, static_cast<int>(at % rows), column0);
   }

@@ -86,7 +86,8 @@ struct ScoreCall : ScoreSizes {
 };
 
 // Backward on Hopper (wgmma_backward.cuh): bf16, head dims up to 128. A bias goes by the kernels
-// for sm_80: its gradient is a store of every score; positions that do not follow one another too.
+// for sm_80: its gradient is a store of every score; masks of ranges and positions that do not
+// follow one another too.
 struct HopperBackward {
   int width, queries;  // columns; queries of a tile
   int64_t tiles;       // in all
@@ -100,9 +101,9 @@ inline HopperBackward hopper_backward(const ScoreSizes& c) {
 }
 inline bool fits_hopper_backward(const ScoreCall& c) {
   return c.q.dtype == Dtype::bf16 && c.D <= 128 && c.Dv <= 128 && c.bias == nullptr &&
-         c.query_stride == 1 && c.key_stride == 1 && in_tiles(c.q, c.B, c.H, c.N) &&
-         in_tiles(c.k, c.B, c.Hkv, c.M) && in_tiles(c.v, c.B, c.Hkv, c.M) &&
-         in_tiles(c.dout, c.B, c.H, c.N);
+         c.ranges == nullptr && c.query_stride == 1 && c.key_stride == 1 &&
+         in_tiles(c.q, c.B, c.H, c.N) && in_tiles(c.k, c.B, c.Hkv, c.M) &&
+         in_tiles(c.v, c.B, c.Hkv, c.M) && in_tiles(c.dout, c.B, c.H, c.N);
 }
 
 // One copy of rows: out[b, h, n, :] = turned x[b, h, n, :], out's columns past D are 0.
@@ -173,11 +174,18 @@ FOVEA_GPU_DECLARE(
 
 namespace fovea::attention {
 
-// Whether a forward call goes by the kernels of sm_90a: bf16 whose rows TMA can copy, and no split
-// keys, sums under way or packed heads.
+// Whether a call has a mask of positions alone, scores as products give them, and no dropout.
+inline bool is_plain(const ScoreCall& c) {
+  return !c.adjusts && c.drop_threshold == 0 && c.blocks == nullptr &&
+         c.query_documents == nullptr && c.ranges == nullptr;
+}
+
+// Whether a forward call goes by the kernels of sm_90a: bf16 whose rows TMA can copy, past 128
+// columns only if plain; no split keys, sums under way, packed heads or ranges of keys.
 inline bool forward_by_wgmma(Device device, const ScoreCall& c) {
+  const int most = is_plain(c) ? kWidestTile : 128;
   return runs_sm90(device) && c.q.dtype == Dtype::bf16 && !c.packed && c.splits == 1 &&
-         c.partial == nullptr && c.D <= kWidestTile && c.Dv <= kWidestTile && c.M > 0 &&
+         c.ranges == nullptr && c.partial == nullptr && c.D <= most && c.Dv <= most && c.M > 0 &&
          in_tiles(c.q, c.B, c.H, c.N) && in_tiles(c.k, c.B, c.Hkv, c.M) &&
          in_tiles(c.v, c.B, c.Hkv, c.M) && in_tiles(c.out, c.B, c.H, c.N);
 }

@@ -287,12 +287,10 @@ template <class Rule, int kD>
 void wgmma_backward(const attention::ScoreCall& c, Stream stream) {
   backward_start<Rule, kD>(c, stream);
   if (c.M > 0) {
-    const bool general = c.adjusts || c.drop_threshold > 0 || c.query_documents != nullptr ||
-                         c.blocks != nullptr || c.ranges != nullptr;
-    if (general)
-      wgmma_backward_of<Rule, kD, true>(c, heads_of_section(c, kD), stream);
-    else
+    if (attention::is_plain(c))
       wgmma_backward_of<Rule, kD, false>(c, heads_of_section(c, kD), stream);
+    else
+      wgmma_backward_of<Rule, kD, true>(c, heads_of_section(c, kD), stream);
   }
   backward_end<Rule, kD>(c, stream);
   exact_rows<Rule, bf16>(c, Exact::keys, stream);

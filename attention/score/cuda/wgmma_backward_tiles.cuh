@@ -70,7 +70,8 @@ __device__ inline void walk(const Arguments<bf16>& a, const HopperKeys& keys, F&
     for (int tile = last - 1; tile >= first; --tile) {
       const int i0 = tile * kQ, i1 = smaller(i0 + kQ, a.N);
       Tile what = i0 >= ends.first && i1 <= begins.last ? Tile::full : Tile::partial;
-      if constexpr (kGeneral) what = classify(a, keys.b, h, h + 1, i0, i1, keys.key0, keys.key1);
+      if constexpr (kGeneral)
+        what = classify<false>(a, keys.b, h, h + 1, i0, i1, keys.key0, keys.key1);
       if (what == Tile::skip)
         skipped(h, tile);
       else
