@@ -9,6 +9,7 @@
 
 #include "core/testing/devices.h"
 #include "distributed/collective_cases.h"
+#include "distributed/context_cases.h"
 #include "distributed/state_cases.h"
 
 namespace fovea::distributed {
@@ -61,6 +62,19 @@ TEST_P(Mpi, StatesPassFromRankToRank) {
     const Whole whole = whole_of(c);
     for (const StateOptions& options : all_strategies())
       compare_to_whole(world(), c, whole, options, Dtype::f64, kCpu, 1e-9);
+  }
+}
+
+TEST_P(Mpi, KeysAndTheirGradientsTravel) {
+  for (const MeshSizes& sizes : meshes(world().size())) {
+    const Mesh mesh(world(), sizes);
+    const auto [H, G] = heads_for(sizes.ulysses);
+    const ContextCase p = context_case(2, H, G, 33, Mask().causal());
+    const ContextResults whole = whole_of(p);
+    for (const Order order : kOrders) {
+      for (const ContextOptions& options : all_options(sizes.ring))
+        compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-12);
+    }
   }
 }
 

@@ -44,9 +44,8 @@ class QuerySide {
     for (int64_t i0 = 0; i0 < p.N; i0 += kQueryTile) {
       const int64_t rows = std::min(kQueryTile, p.N - i0);
       const TileRows query = rows_of(call_.in.q, b, h, i0, rows), d = rows_of(dout, b, h, i0, rows);
-      call_.load(q_ + i0 * call_.words(p.D), numbers.data(), query, true,
-                 i0 + call_.query_offset());
-      call_.load(d_ + i0 * call_.words(p.Dv), nullptr, d, false, 0);
+      call_.load(q_ + i0 * call_.words(p.D), numbers.data(), query, p.at.query_positions(), i0);
+      F::load(d_ + i0 * call_.words(p.Dv), d);
       if constexpr (F::kPack > 1) {
         F::interleave(q_rows_ + i0 / F::kPack * p.D, q_ + i0 * call_.words(p.D), rows, p.D);
         F::interleave(d_rows_ + i0 / F::kPack * p.Dv, d_ + i0 * call_.words(p.Dv), rows, p.Dv);
@@ -214,10 +213,14 @@ class Backward {
                : nullptr;
   }
   // Rows of a gradient, turned back where positions turned them.
-  void finish(const Tensor& to, int64_t b, int64_t h, int64_t first, int64_t rows, Acc* x,
-              bool turned, int64_t position, double factor) const {
-    if (turned) call_.rotate(x, position, rows, Acc{-1});
-    F::store(rows_of(to, b, h, first, rows), x, factor);
+  void finish_queries(int64_t b, int64_t h, int64_t first, int64_t rows, Acc* dq) const {
+    call_.rotate(dq, p_.at.query_positions(), first, rows, Acc{-1});
+    F::store(rows_of(to_.grads.dq, b, h, first, rows), dq, p_.scale);
+  }
+  void finish_keys(int64_t b, int64_t hk, int64_t first, int64_t rows, Acc* dk, Acc* dv) const {
+    call_.rotate(dk, p_.at.keys, first, rows, Acc{-1});
+    F::store(rows_of(to_.grads.dk, b, hk, first, rows), dk, p_.scale);
+    F::store(rows_of(to_.grads.dv, b, hk, first, rows), dv, 1.0);
   }
 
   void key_head(int64_t b, int64_t hk) {
@@ -240,10 +243,9 @@ class Backward {
                         scratch);
         }
       }
-      finish(to_.grads.dq, b, h, 0, p_.N, dq.data(), true, call_.query_offset(), p_.scale);
+      finish_queries(b, h, 0, p_.N, dq.data());
     }
-    finish(to_.grads.dk, b, hk, 0, p_.M, dk.data(), true, 0, p_.scale);
-    finish(to_.grads.dv, b, hk, 0, p_.M, dv.data(), false, 0, 1.0);
+    finish_keys(b, hk, 0, p_.M, dk.data(), dv.data());
   }
 
   void by_tiles() {
@@ -280,8 +282,7 @@ class Backward {
                             {dk.data(), dv.data(), nullptr, nullptr}, scratch);
             }
           }
-          finish(to_.grads.dk, b, hk, j0, columns, dk.data(), true, j0, p_.scale);
-          finish(to_.grads.dv, b, hk, j0, columns, dv.data(), false, 0, 1.0);
+          finish_keys(b, hk, j0, columns, dk.data(), dv.data());
         });
     parallel_for_each(0, query_tasks, [&](int64_t task) {
       const int64_t i0 = (p_.query_tiles() - 1 - task / (p_.B * p_.H)) * kQueryTile,
@@ -293,7 +294,7 @@ class Backward {
         backward_tile(call_, keys(b * p_.Hkv + h / p_.group()), queries(bh), result_, b, h, i0,
                       tile, {nullptr, nullptr, dq.data(), nullptr}, scratch);
       }
-      finish(to_.grads.dq, b, h, i0, rows, dq.data(), true, i0 + call_.query_offset(), p_.scale);
+      finish_queries(b, h, i0, rows, dq.data());
     });
   }
 

@@ -28,7 +28,7 @@ void decode_span(const Call<F>& call, const typename F::Acc* q, int64_t b, int64
              TileClass::skip;
     if (skip) continue;
     F::load_numbers(k.data(), rows_of(call.in.k, b, hk, j, columns));
-    call.rotate(k.data(), j, columns, Acc{1});
+    call.rotate(k.data(), p.at.keys, j, columns, Acc{1});
     F::few_dots(s.data(), q, rows, k.data(), columns, p.D);
     for (int64_t r = 0; r < rows; ++r)
       call.finish_scores(s.data() + r * kTile, nullptr, b, hk * p.group() + r / p.N, r % p.N, j,
@@ -58,7 +58,7 @@ void decode(const Call<F>& call, const ScoreResult& result) {
     for (int64_t g = 0; g < p.group(); ++g) {
       const int64_t h = hk * p.group() + g;
       F::load_numbers(q.data() + g * p.N * p.D, rows_of(call.in.q, b, h, 0, p.N));
-      call.rotate(q.data() + g * p.N * p.D, call.query_offset(), p.N, Acc{1});
+      call.rotate(q.data() + g * p.N * p.D, p.at.query_positions(), 0, p.N, Acc{1});
       // A sink is one key more, which the first span sees.
       const bool sink = call.in.sink.defined() && span == 0;
       std::fill_n(m + g * p.N, p.N,
@@ -72,20 +72,9 @@ void decode(const Call<F>& call, const ScoreResult& result) {
       Acc *acc = partial.data() + head * spans * state, *m = acc + rows * p.Dv, *l = m + rows;
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t span = 1; span < spans; ++span) {
-          const Acc *other = acc + span * state, other_m = other[rows * p.Dv + r],
-                    other_l = other[rows * (p.Dv + 1) + r];
-          Acc ours{1}, theirs{1};
-          if (call.rule.online) {
-            if (other_m == static_cast<Acc>(-INFINITY) && other_l == Acc{0})
-              continue;  // it saw nothing
-            const Acc top = std::max(m[r], other_m);
-            ours = m[r] == top ? Acc{1} : std::exp(m[r] - top);
-            theirs = other_m == top ? Acc{1} : std::exp(other_m - top);
-            m[r] = top;
-          }
-          l[r] = ours * l[r] + theirs * other_l;
-          for (int64_t d = 0; d < p.Dv; ++d)
-            acc[r * p.Dv + d] = ours * acc[r * p.Dv + d] + theirs * other[r * p.Dv + d];
+          const Acc* other = acc + span * state;
+          add_row(call.rule, m[r], l[r], acc + r * p.Dv, other[rows * p.Dv + r],
+                  other[rows * (p.Dv + 1) + r], other + r * p.Dv, p.Dv);
         }
         const RowEnd<Acc> finished = finish_row(call.rule, m[r], l[r]);
         for (int64_t d = 0; d < p.Dv; ++d) acc[r * p.Dv + d] *= finished.factor;

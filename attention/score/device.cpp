@@ -83,7 +83,7 @@ class DeviceCall {
         mask_(mask.parts()),
         options_(options),
         device_(given.q.device()),
-        rotary_(rotary_on(device_, options.rope, options.rope_base, p.M, p.D)) {
+        rotary_(rotary_on(device_, options.rope, options.rope_base, p.at.M, p.D)) {
     FOVEA_CHECK(rule.device_forward != nullptr, "score: this rule has no kernels for device ",
                 device_);
     if (std::max(p.D, p.Dv) > kWidestTile)
@@ -92,19 +92,22 @@ class DeviceCall {
     check_small("batch x heads", p.B * p.H);
     check_small("N x head dim", p.N * std::max(p.D, p.Dv));
     check_small("M x head dim", p.M * std::max(p.D, p.Dv));
-    for (const Tensor* t : {&in_.k, &in_.v, &in_.alibi_slopes, &in_.sink, &in_.bias,
-                            &mask_.query_documents, &mask_.key_documents, &mask_.blocks}) {
+    check_small("4 (N + M) of the whole", 4 * (p.at.N + p.at.M));  // distances and their bounds
+    for (const Tensor* t :
+         {&in_.k, &in_.v, &in_.alibi_slopes, &in_.sink, &in_.bias, &mask_.query_documents,
+          &mask_.key_documents, &mask_.blocks, &mask_.ranges}) {
       FOVEA_CHECK(!t->defined() || t->device() == device_, "score: q is on ", device_,
                   " but another operand on ", t->device());
     }
-    q_ = turned(in_.q, p.M - p.N);
-    k_ = turned(in_.k, 0);
+    q_ = turned(in_.q, p.at.query_positions());
+    k_ = turned(in_.k, p.at.keys);
     v_ = aligned(in_.v);
     sizes();
     c_.rule = rule.rule;
     c_.query_documents = pointer<int32_t>(mask_.query_documents);
     c_.key_documents = pointer<int32_t>(mask_.key_documents);
     c_.blocks = pointer<uint8_t>(mask_.blocks);
+    c_.ranges = pointer<int32_t>(mask_.ranges);
     c_.slopes = pointer<float>(in_.alibi_slopes);
     c_.sink = pointer<float>(in_.sink);
     c_.bias = pointer<float>(in_.bias);
@@ -124,7 +127,7 @@ class DeviceCall {
         (whole(x.dim(3)) && whole(x.stride(0)) && whole(x.stride(1)) && whole(x.stride(2)) &&
          reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0))
       return x;
-    return copied(x, Tensor(), Tensor(), 0);
+    return copied(x, Tensor(), Tensor(), {});
   }
 
   // Gradients that wait for their turn back are f32, and so is a dq that is summed in memory.
@@ -133,16 +136,18 @@ class DeviceCall {
     return turns() ? Tensor::empty(gradient.shape(), Dtype::f32, device_) : gradient;
   }
   Tensor dq_before_turn(const Tensor& dq) const {
-    return dq.dtype() == Dtype::bf16 ? Tensor::zeros(dq.shape(), Dtype::f32, device_)
-                                     : before_turn(dq);
+    if (in_.q.dtype() == Dtype::f32) return before_turn(dq);
+    if (turns() || dq.dtype() == Dtype::bf16) return Tensor::zeros(dq.shape(), Dtype::f32, device_);
+    dq.zero_();
+    return dq;
   }
   // `to` from what before_turn gave for it.
-  void turn_back(const Tensor& to, const Tensor& from, int64_t position) const {
-    if (from.raw() != to.raw()) turn(to, from, rotary_.cosine, rotary_.sine, position, -1.0f);
+  void turn_back(const Tensor& to, const Tensor& from, const Place& place) const {
+    if (from.raw() != to.raw()) turn(to, from, rotary_.cosine, rotary_.sine, place, -1.0f);
   }
 
   // A few rows are read with all heads of their group, and keys are split where blocks are few.
-  void split() {
+  void split(bool sums) {
     if (std::max(p_.D, p_.Dv) > kWidestTile) return;
     c_.packed = p_.group() > 1 && p_.group() * p_.N <= kFewRows;
     const int64_t rows = c_.packed ? p_.group() * p_.N : p_.N,
@@ -150,7 +155,7 @@ class DeviceCall {
                   most = std::max<int64_t>(1, p_.M / kSplitKeys);
     const int64_t at_once = 2 * processors_of(device_);
     c_.splits = static_cast<int>(splits_for(blocks, at_once, most, rows <= kFewRows));
-    if (c_.splits == 1) return;
+    if (c_.splits == 1 && !sums) return;
     partial_ = Tensor::empty({c_.splits, p_.B * p_.H * p_.N, p_.Dv + 2}, Dtype::f32, device_);
     c_.partial = partial_.data<float>();
   }
@@ -167,7 +172,7 @@ class DeviceCall {
 
   // out = x, turned where there are tables.
   void turn(const Tensor& out, const Tensor& x, const Tensor& cosine, const Tensor& sine,
-            int64_t position, float direction) const {
+            const Place& place, float direction) const {
     [[maybe_unused]] const TurnedRows r{rows_of(out),
                                         rows_of(x),
                                         static_cast<int>(x.dim(0)),
@@ -177,19 +182,21 @@ class DeviceCall {
                                         static_cast<int>(out.dim(3)),
                                         pointer<float>(cosine),
                                         pointer<float>(sine),
-                                        static_cast<int>(position),
+                                        static_cast<int>(place.base),
+                                        static_cast<int>(place.stride),
                                         options_.rope == Rope::interleaved,
                                         direction};
     FOVEA_GPU_CALL(device_, turn_rows, r, stream_of(device_));
   }
-  Tensor copied(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t position) const {
+  Tensor copied(const Tensor& x, const Tensor& cosine, const Tensor& sine,
+                const Place& place) const {
     const int64_t width = x.dtype() == Dtype::bf16 ? (x.dim(3) + 7) / 8 * 8 : x.dim(3);
     const Tensor out = Tensor::empty({x.dim(0), x.dim(1), x.dim(2), width}, x.dtype(), device_);
-    turn(out, x, cosine, sine, position, 1.0f);
+    turn(out, x, cosine, sine, place, 1.0f);
     return out;
   }
-  Tensor turned(const Tensor& x, int64_t position) const {
-    return turns() ? copied(x, rotary_.cosine, rotary_.sine, position) : aligned(x);
+  Tensor turned(const Tensor& x, const Place& place) const {
+    return turns() ? copied(x, rotary_.cosine, rotary_.sine, place) : aligned(x);
   }
 
   void sizes() {
@@ -204,11 +211,22 @@ class DeviceCall {
     c_.softcap = static_cast<float>(options_.softcap);
     c_.adjusts = options_.softcap > 0.0 || in_.alibi_slopes.defined() || in_.bias.defined() ||
                  p_.scale < 0.0;
-    const auto bounded = [&](int64_t n) { return static_cast<int>(std::min(n, p_.N + p_.M)); };
+    const Places& at = p_.at;
+    const auto bounded = [&](int64_t n) { return static_cast<int>(std::min(n, at.N + at.M)); };
+    c_.query_base = static_cast<int>(at.queries.base);
+    c_.query_stride = static_cast<int>(at.queries.stride);
+    c_.key_base = static_cast<int>(at.keys.base);
+    c_.key_stride = static_cast<int>(at.keys.stride);
+    c_.offset = static_cast<int>(at.query_positions().base - at.keys.base);
+    c_.whole_N = static_cast<int>(at.N);
+    c_.whole_M = static_cast<int>(at.M);
+    c_.first_head = static_cast<int>(at.first_head);
+    c_.heads = static_cast<int>(at.heads);
     c_.causal = mask_.causal;
     c_.left = bounded(mask_.left);
     c_.right = bounded(mask_.right);
-    c_.prefix = static_cast<int>(mask_.prefix);
+    const int64_t prefix = std::max<int64_t>(0, mask_.prefix - at.keys.base);
+    c_.prefix = static_cast<int>(std::min(p_.M, (prefix + at.keys.stride - 1) / at.keys.stride));
     if (mask_.blocks.defined()) {
       c_.block_heads = static_cast<int>(mask_.blocks.dim(0));
       c_.block_rows = static_cast<int>(mask_.blocks.dim(1));
@@ -216,6 +234,7 @@ class DeviceCall {
       c_.query_block = bounded(mask_.query_block);
       c_.key_block = bounded(mask_.key_block);
     }
+    if (mask_.ranges.defined() && mask_.ranges.dim(0) > 1) c_.range_batch = 4 * p_.N;
     if (in_.bias.defined()) {
       c_.bias_batch = in_.bias.dim(0) == 1 ? 0 : in_.bias.dim(1) * p_.N * p_.M;
       c_.bias_head = in_.bias.dim(1) == 1 ? 0 : p_.N * p_.M;
@@ -243,12 +262,44 @@ void device_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& 
   if (result.lse.numel() == 0) return;
   DeviceCall device_call(rule, p, in, mask, options);
   ScoreCall& call = device_call.call();
-  device_call.split();
+  device_call.split(false);
   const Tensor suspect = Tensor::empty({p.B, p.H, p.N}, Dtype::u8, device_call.device());
   call.suspect = suspect.data<uint8_t>();
   call.out = rows_of(result.out);
   call.lse = result.lse.data<float>();
   rule.device_forward(device_call.device(), call);
+}
+
+void device_forward_sums(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
+                         const Mask& mask, const ScoreOptions& options, const ScoreSums& sums) {
+  if (sums.l.numel() == 0) return;
+  FOVEA_CHECK(std::max(p.D, p.Dv) <= kWidestTile, "score: head dims are ", p.D, " and ", p.Dv,
+              "; past ", kWidestTile, " device ", in.q.device(),
+              " has no kernel for keys in parts (strategies gather and ulysses need none)");
+  DeviceCall device_call(rule, p, in, mask, options);
+  ScoreCall& call = device_call.call();
+  device_call.split(true);
+  call.sum_acc = sums.acc.data<float>();
+  call.sum_m = sums.m.data<float>();
+  call.sum_l = sums.l.data<float>();
+  rule.device_forward(device_call.device(), call);
+}
+
+void device_finish(const ScoreRule& rule, const ScoreSums& sums, const ScoreResult& result) {
+  if (sums.l.numel() == 0) return;
+  [[maybe_unused]] const FinishedRows rows{rows_of(result.out),
+                                           result.lse.data<float>(),
+                                           sums.acc.data<float>(),
+                                           sums.m.data<float>(),
+                                           sums.l.data<float>(),
+                                           static_cast<int>(sums.acc.dim(0)),
+                                           static_cast<int>(sums.acc.dim(1)),
+                                           static_cast<int>(sums.acc.dim(2)),
+                                           static_cast<int>(sums.acc.dim(3)),
+                                           rule.normalised,
+                                           rule.online};
+  const Device device = sums.acc.device();
+  FOVEA_GPU_CALL(device, score_finish, rows, stream_of(device));
 }
 
 ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor& dout_given,
@@ -306,8 +357,8 @@ ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor
     FOVEA_GPU_CALL(device, score_delta, call, stream_of(device));
     rule.device_backward(device, call);
   }
-  device_call.turn_back(grads.dq, dq, p.M - p.N);
-  device_call.turn_back(grads.dk, dk, 0);
+  device_call.turn_back(grads.dq, dq, p.at.query_positions());
+  device_call.turn_back(grads.dk, dk, p.at.keys);
   if (in.sink.defined())
     FOVEA_GPU_CALL(device, score_dsink, grads.dsink.data<float>(), call, stream_of(device));
   if (share_batch || share_heads)

@@ -19,6 +19,7 @@ inline constexpr int64_t kStrip = 16;         // queries of a strip along a mask
 struct Problem {
   int64_t B, H, Hkv, N, M, D, Dv;
   double scale;
+  Places at;  // the mask's
   int64_t key_tiles() const { return (M + kTile - 1) / kTile; }
   int64_t query_tiles() const { return (N + kQueryTile - 1) / kQueryTile; }
   int64_t group() const { return H / Hkv; }
@@ -79,27 +80,31 @@ struct Call {
         mask(m),
         options(o),
         exact(exact_parts),
-        rotary(rotary_table<Acc>(o.rope, o.rope_base, problem.M, problem.D)) {}
+        rotary(rotary_table<Acc>(o.rope, o.rope_base, problem.at.M, problem.D)) {}
 
   static int64_t words(int64_t numbers) { return (numbers + F::kPack - 1) / F::kPack; }
-  int64_t query_offset() const { return p.M - p.N; }  // queries are the last N positions
 
-  void rotate(Acc* x, int64_t position, int64_t rows, Acc direction) const {
-    if (rotary)
-      F::rotate(x, rows, p.D, rotary->cosine.data() + position * p.D,
-                rotary->sine.data() + position * p.D, options.rope == Rope::interleaved, direction);
+  // Rows of the tokens from `first` on, turned to their positions (direction -1: back).
+  void rotate(Acc* x, const Place& place, int64_t first, int64_t rows, Acc direction) const {
+    if (!rotary) return;
+    const int64_t together = place.stride == 1 ? rows : 1;
+    for (int64_t r = 0; r < rows; r += together) {
+      const int64_t at = place.of(first + r) * p.D;
+      F::rotate(x + r * p.D, together, p.D, rotary->cosine.data() + at, rotary->sine.data() + at,
+                options.rope == Rope::interleaved, direction);
+    }
   }
 
-  // Rows as words [rows, words(columns)], turned to their positions when `turned`; numbers [rows,
-  // columns] is working memory.
-  void load(Word* to, Acc* numbers, const TileRows& from, bool turned, int64_t position) const {
-    if (!turned || !rotary) return F::load(to, from);
+  // Rows as words [rows, words(columns)], turned to their positions; numbers [rows, columns] is
+  // working memory.
+  void load(Word* to, Acc* numbers, const TileRows& from, const Place& place, int64_t first) const {
+    if (!rotary) return F::load(to, from);
     if constexpr (F::kPack == 1) {
       F::load(to, from);
-      rotate(to, position, from.rows, Acc{1});
+      rotate(to, place, first, from.rows, Acc{1});
     } else {
       F::load_numbers(numbers, from);
-      rotate(numbers, position, from.rows, Acc{1});
+      rotate(numbers, place, first, from.rows, Acc{1});
       F::round(to, numbers, from.rows, from.columns);
     }
   }
@@ -125,7 +130,8 @@ struct Call {
       const double slope = in.alibi_slopes.defined()
                                ? static_cast<double>(in.alibi_slopes.template data<float>()[h])
                                : 0.0;
-      F::adjust(s, columns, p.scale, options.softcap, slope, i + query_offset() - j,
+      F::adjust(s, columns, p.scale, options.softcap, slope,
+                p.at.query_positions().of(i) - p.at.keys.of(j), p.at.keys.stride,
                 in.bias.defined() ? bias_row(b, h, i) + j : nullptr, capped);
     }
     if (whole) return;
@@ -146,10 +152,15 @@ struct Call {
   void drop(Acc* x, int64_t b, int64_t h, int64_t i, int64_t rows, int64_t j,
             int64_t columns) const {
     const uint32_t threshold = dropout_threshold(options.dropout);
+    const int64_t head = (options.first_sample + b) * p.at.heads + p.at.first_head + h,
+                  together = p.at.keys.stride == 1 ? columns : 1;
     for (int64_t r = 0; r < rows; ++r) {
-      const auto first =
-          static_cast<uint64_t>((((options.first_sample + b) * p.H + h) * p.N + i + r) * p.M + j);
-      F::drop(x + r * kTile, columns, options.rng, first, threshold, 1.0 / (1.0 - options.dropout));
+      const int64_t row = (head * p.at.N + p.at.queries.of(i + r)) * p.at.M;
+      for (int64_t c = 0; c < columns; c += together) {
+        F::drop(x + r * kTile + c, together, options.rng,
+                static_cast<uint64_t>(row + p.at.keys.of(j + c)), threshold,
+                1.0 / (1.0 - options.dropout));
+      }
     }
   }
 
@@ -233,13 +244,16 @@ class KeySide {
   const Word* value_rows(int64_t j) const { return value_rows_ + j / F::kPack * call_.p.Dv; }
 
  private:
-  void pack_one(const TileRows& from, bool turned, int64_t position, Word* lanes,
-                Word* rows) const {
+  void pack_one(const TileRows& from, bool turned, int64_t first, Word* lanes, Word* rows) const {
     const int64_t words = call_.words(from.columns);
     const Scratch<typename F::Acc> numbers(turned && F::kPack > 1 ? kTile * from.columns : 0);
     const Scratch<Word> own(F::kPack > 1 || rows == nullptr ? kTile * words : 0);
     Word* loaded = F::kPack > 1 || rows == nullptr ? own.data() : rows;
-    call_.load(loaded, numbers.data(), from, turned, position);
+    if (turned) {
+      call_.load(loaded, numbers.data(), from, call_.p.at.keys, first);
+    } else {
+      F::load(loaded, from);
+    }
     if (lanes != nullptr) F::transpose(lanes, loaded, from.rows, words);
     if constexpr (F::kPack > 1) {
       if (rows != nullptr) F::interleave(rows, loaded, from.rows, from.columns);
@@ -266,12 +280,35 @@ bool is_decode(const Problem& p);
 void decode_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
                     const Mask& mask, const ScoreOptions& options, const ScoreResult& result);
 
+// Rows unnormalised, in place of out and lse; not by decode_forward.
+void tiles_forward_sums(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
+                        const Mask& mask, const ScoreOptions& options, const ScoreSums& sums);
+
 // On a GPU device (device.cpp); result's tensors, and gradients, are there.
 void device_forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
                     const Mask& mask, const ScoreOptions& options, const ScoreResult& result);
+void device_forward_sums(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
+                         const Mask& mask, const ScoreOptions& options, const ScoreSums& sums);
+void device_finish(const ScoreRule& rule, const ScoreSums& sums, const ScoreResult& result);
 ScoreGrads device_backward(const ScoreRule& rule, const Problem& p, const Tensor& dout,
                            const ScoreResult& result, const ScoreInputs& in, const Mask& mask,
                            const ScoreOptions& options, ScoreGrads grads);
+
+// A row m, l, acc [dv] and another over other keys: both rescaled to the larger m, and added.
+template <typename Acc>
+void add_row(const ScoreRule& rule, Acc& m, Acc& l, Acc* acc, Acc other_m, Acc other_l,
+             const Acc* other, int64_t dv) {
+  Acc ours{1}, theirs{1};
+  if (rule.online) {
+    if (other_m == static_cast<Acc>(-INFINITY) && other_l == Acc{0}) return;  // it saw nothing
+    const Acc top = std::max(m, other_m);
+    ours = m == top ? Acc{1} : std::exp(m - top);
+    theirs = other_m == top ? Acc{1} : std::exp(other_m - top);
+    m = top;
+  }
+  l = ours * l + theirs * other_l;
+  for (int64_t d = 0; d < dv; ++d) acc[d] = ours * acc[d] + theirs * other[d];
+}
 
 // Row statistic and factor of a finished row.
 template <typename Acc>

@@ -69,11 +69,12 @@ struct F32 {
     rule.backward(rows);
   }
   static void adjust(float* s, int64_t n, double scale, double softcap, double alibi,
-                     int64_t position, const float* bias, float* capped) {
+                     int64_t position, int64_t step, const float* bias, float* capped) {
     const ScoreAdjustment a{static_cast<float>(scale),
                             static_cast<float>(softcap),
                             static_cast<float>(alibi),
                             position,
+                            step,
                             bias,
                             capped};
     FOVEA_SIMD_CALL(adjust_scores, s, n, a);
@@ -197,7 +198,7 @@ struct F64 {
     rule.backward_f64(rows);
   }
   static void adjust(double* s, int64_t n, double scale, double softcap, double alibi,
-                     int64_t position, const double* bias, double* capped) {
+                     int64_t position, int64_t step, const double* bias, double* capped) {
     for (int64_t j = 0; j < n; ++j) {
       s[j] *= scale;
       if (softcap > 0.0) {
@@ -205,7 +206,7 @@ struct F64 {
         if (capped != nullptr) capped[j] = 1.0 - t * t;
         s[j] = softcap * t;
       }
-      s[j] -= alibi * static_cast<double>(std::abs(position - j));
+      s[j] -= alibi * static_cast<double>(std::abs(position - j * step));
       if (bias != nullptr) s[j] += bias[j];
     }
   }

@@ -27,7 +27,8 @@ Problem check_problem(const ScoreRule& rule, const ScoreInputs& in, const Mask& 
                   v.dim(3),
                   options.scale != 0.0
                       ? options.scale
-                      : 1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(1, q.dim(3))))};
+                      : 1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(1, q.dim(3)))),
+                  mask.places(q.dim(1), q.dim(2), k.dim(2))};
   FOVEA_CHECK(k.dim(3) == p.D, "softmax: q ", q.shape(), " and k ", k.shape(), " differ in D (",
               p.D, " and ", k.dim(3), ")");
   FOVEA_CHECK(k.dim(0) == p.B && v.dim(0) == p.B && v.dim(1) == p.Hkv && v.dim(2) == p.M,
@@ -44,9 +45,9 @@ Problem check_problem(const ScoreRule& rule, const ScoreInputs& in, const Mask& 
   FOVEA_CHECK(options.rope == Rope::none || p.D % 2 == 0,
               "softmax: rotary positions need an even head dim, found ", p.D);
   FOVEA_CHECK(
-      options.rope == Rope::none || p.N <= p.M,
-      "softmax: rotary positions need N <= M (the queries are the last of the keys), found N ", p.N,
-      ", M ", p.M);
+      options.rope == Rope::none || p.at.N <= p.at.M,
+      "softmax: rotary positions need N <= M (the queries are the last of the keys), found N ",
+      p.at.N, ", M ", p.at.M);
   FOVEA_CHECK(!in.alibi_slopes.defined() || in.alibi_slopes.shape() == Shape{p.H},
               "softmax: ALiBi slopes are ", in.alibi_slopes.shape(), "; expected [", p.H, ']');
   FOVEA_CHECK(!in.sink.defined() || in.sink.shape() == Shape{p.H}, "softmax: sinks are ",
@@ -99,9 +100,35 @@ template std::shared_ptr<const RotaryTable<double>> rotary_table(Rope, double, i
 
 namespace {
 
+// Where rows go: finished, or as sums.
+struct RowsTo {
+  const ScoreResult* result;
+  const ScoreSums* sums;
+
+  template <typename F>
+  void put(const Call<F>& call, int64_t b, int64_t h, int64_t i0, int64_t rows,
+           typename F::Acc* acc, const typename F::Acc* m, const typename F::Acc* l) const {
+    using Acc = typename F::Acc;
+    const Problem& p = call.p;
+    const int64_t at = (b * p.H + h) * p.N + i0;
+    if (sums != nullptr) {
+      std::copy_n(acc, rows * p.Dv, sums->acc.data<Acc>() + at * p.Dv);
+      std::copy_n(m, rows, sums->m.data<Acc>() + at);
+      std::copy_n(l, rows, sums->l.data<Acc>() + at);
+      return;
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const RowEnd<Acc> end = finish_row(call.rule, m[i], l[i]);
+      result->lse.data<Acc>()[at + i] = end.statistic;
+      for (int64_t d = 0; d < p.Dv; ++d) acc[i * p.Dv + d] *= end.factor;
+    }
+    F::store(rows_of(result->out, b, h, i0, rows), acc, 1.0);
+  }
+};
+
 // One tile of queries of one head; false when a query's number is not finite.
 template <typename F>
-bool forward_tile(const Call<F>& call, const KeySide<F>& keys, const ScoreResult& result, int64_t b,
+bool forward_tile(const Call<F>& call, const KeySide<F>& keys, const RowsTo& to, int64_t b,
                   int64_t h, int64_t i0) {
   using Acc = typename F::Acc;
   using Word = typename F::Word;
@@ -117,7 +144,7 @@ bool forward_tile(const Call<F>& call, const KeySide<F>& keys, const ScoreResult
   std::fill(m, m + rows, sink ? call.in.sink.template data<Acc>()[h] : static_cast<Acc>(-INFINITY));
   std::fill(l, l + rows, sink ? Acc{1} : Acc{0});
   const TileRows query_rows = rows_of(call.in.q, b, h, i0, rows);
-  call.load(q.data(), numbers.data(), query_rows, true, i0 + call.query_offset());
+  call.load(q.data(), numbers.data(), query_rows, p.at.query_positions(), i0);
   std::vector<Part> parts;
   for (int64_t tile = 0; tile < p.key_tiles(); ++tile) {
     const int64_t j0 = tile * kTile, columns = std::min(kTile, p.M - j0);
@@ -141,19 +168,13 @@ bool forward_tile(const Call<F>& call, const KeySide<F>& keys, const ScoreResult
                  part.rows, p.Dv, call.words(part.columns), true);
     }
   }
-  Acc* statistic = result.lse.data<Acc>() + (b * p.H + h) * p.N + i0;
-  for (int64_t i = 0; i < rows; ++i) {
-    const RowEnd<Acc> end = finish_row(call.rule, m[i], l[i]);
-    statistic[i] = end.statistic;
-    for (int64_t d = 0; d < p.Dv; ++d) acc[i * p.Dv + d] *= end.factor;
-  }
-  F::store(rows_of(result.out, b, h, i0, rows), acc.data(), 1.0);
+  to.put(call, b, h, i0, rows, acc.data(), m, l);
   return F::finite(query_rows);
 }
 
 // False when an input is not finite.
 template <typename F>
-bool forward(const Call<F>& call, const ScoreResult& result) {
+bool forward(const Call<F>& call, const RowsTo& to) {
   using Word = typename F::Word;
   const Problem& p = call.p;
   const int64_t heads = p.B * p.Hkv, size = KeySide<F>::size(p, false);
@@ -169,7 +190,7 @@ bool forward(const Call<F>& call, const ScoreResult& result) {
       for (int64_t tile = 0; tile < p.key_tiles(); ++tile) note(keys.pack(b, hk, tile));
       for (int64_t h = hk * p.group(); h < (hk + 1) * p.group(); ++h) {
         for (int64_t tile = 0; tile < p.query_tiles(); ++tile)
-          note(forward_tile(call, keys, result, b, h, tile * kQueryTile));
+          note(forward_tile(call, keys, to, b, h, tile * kQueryTile));
       }
     });
     return finite;
@@ -186,12 +207,28 @@ bool forward(const Call<F>& call, const ScoreResult& result) {
   parallel_for_each(0, p.B * p.H * p.query_tiles(), [&](int64_t task) {
     const int64_t tile = p.query_tiles() - 1 - task / (p.B * p.H), b = task % (p.B * p.H) / p.H,
                   h = task % p.H;
-    note(forward_tile(call, keys(b * p.Hkv + h / p.group()), result, b, h, tile * kQueryTile));
+    note(forward_tile(call, keys(b * p.Hkv + h / p.group()), to, b, h, tile * kQueryTile));
   });
   return finite;
 }
 
+void forward(const ScoreRule& rule, const Problem& p, const ScoreInputs& in, const Mask& mask,
+             const ScoreOptions& options, const RowsTo& to) {
+  for (const bool exact : {false, true}) {
+    bool done = true;
+    dispatch_format(in.q.dtype(), exact, [&]<typename F>() {
+      done = forward(Call<F>(rule, p, in, mask, options, exact), to);
+    });
+    if (done) break;
+  }
+}
+
 }  // namespace
+
+void tiles_forward_sums(const ScoreRule& rule, const Problem& p, const ScoreInputs& in,
+                        const Mask& mask, const ScoreOptions& options, const ScoreSums& sums) {
+  forward(rule, p, in, mask, options, {nullptr, &sums});
+}
 
 ScoreInputs prepared_inputs(const ScoreInputs& in) {
   const Dtype stats = in.q.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
@@ -224,13 +261,7 @@ ScoreResult score_forward(const ScoreRule& rule, const ScoreInputs& given, const
     decode_forward(rule, p, in, mask, options, result);
     return result;
   }
-  for (const bool exact : {false, true}) {
-    bool done = true;
-    dispatch_format(dtype, exact, [&]<typename F>() {
-      done = forward(Call<F>(rule, p, in, mask, options, exact), result);
-    });
-    if (done) break;
-  }
+  forward(rule, p, in, mask, options, {&result, nullptr});
   return result;
 }
 

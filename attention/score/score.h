@@ -54,6 +54,10 @@ struct ScoreGrads {
   Tensor dbias = {};  // bias's shape, with a bias
 };
 
+// Where the mask is a part of another (Mask::part), queries, keys and heads are that part, and
+// ALiBi, rotary positions and dropout are those of the whole. With its keys in several parts a
+// problem is summed up by score_forward_sums and score_finish, and score_backward_sums.
+//
 // A row that sees nothing gives 0. Throws naming shapes that do not fit. bf16 inputs are multiplied
 // in bf16 and summed in f32. On a GPU device all tensors are there (ALiBi's slopes may come from
 // the cpu), f32 or bf16; head dims past 256 go by a slow kernel, which is said once.
@@ -67,6 +71,25 @@ ScoreResult score_forward(const ScoreRule& rule, const ScoreInputs& in, const Ma
 ScoreGrads score_backward(const ScoreRule& rule, const Tensor& dout, const ScoreResult& result,
                           const ScoreInputs& in, const Mask& mask, const ScoreOptions& options,
                           ScoreGrads into = {});
+
+// Rows under way, f32 (f64 for f64), contiguous: [B, H, N, Dv], and [B, H, N] the reference and the
+// sum of weights (attention/score/rule.h), whose unit is the device's.
+struct ScoreSums {
+  Tensor acc, m, l;
+};
+// Of rows that have seen no key.
+ScoreSums score_sums(const ScoreInputs& in);
+// Adds the keys of `in` to the rows. A sink is one key: give it with one part of the keys.
+void score_forward_sums(const ScoreRule& rule, const ScoreInputs& in, const Mask& mask,
+                        const ScoreOptions& options, const ScoreSums& sums);
+// Writes out and lse, or makes them where they are absent: `dtype` is out's.
+ScoreResult score_finish(const ScoreRule& rule, const ScoreSums& sums, Dtype dtype,
+                         ScoreResult into = {});
+// Adds to dq, dk, dv (f32, f64 for f64; all given), and to dsink where there is a sink. `result` is
+// that of all keys.
+void score_backward_sums(const ScoreRule& rule, const Tensor& dout, const ScoreResult& result,
+                         const ScoreInputs& in, const Mask& mask, const ScoreOptions& options,
+                         ScoreGrads& sums);
 
 inline ScoreResult softmax_forward(const ScoreInputs& in, const Mask& mask,
                                    const ScoreOptions& options) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 
+#include "attention/mask_shapes.h"
 #include "attention/score/rows.h"
 #include "attention/score/rows_simd.h"
 #include "attention/score/score.h"
@@ -229,6 +230,15 @@ inline std::vector<Case> cases() {
                                                           0, 0, 0, 1},
                                      {2, 3, 3}),
                         24, 24);
+       }},
+      {"ranges of keys",
+       {2, 2, 1, 70, 70, 8, 8},
+       [](Mask& m, ScoreInputs&, ScoreOptions&) {
+         const Tensor both = Tensor::empty({2, 70, 4}, Dtype::i32);
+         both.slice(0, 0, 1).copy_(
+             packed_documents(document_ids({9, 30, 28}, 70), Packed::question).parts().ranges);
+         both.slice(0, 1, 2).copy_(global_window(70, 5, 12, 3).parts().ranges);
+         m.ranges(both);
        }},
       {"softcap and alibi",
        {1, 3, 3, 66, 66, 8, 8},

@@ -38,12 +38,13 @@ struct TileRows {
 };
 
 // What happens to raw scores s_j = q.k_j of one row before a rule weighs them: cap(scale s_j) -
-// slope |position - j| + bias_j.
+// slope |position - j step| + bias_j.
 struct ScoreAdjustment {
   float scale;
   float softcap;      // 0: none
   float alibi;        // slope; 0: none
   int64_t position;   // of the query, counted from the row's first key
+  int64_t step;       // from key to key
   const float* bias;  // [n], or null
   float* capped;      // [n] receives d cap / d (scale s), or null
 };

@@ -366,7 +366,8 @@ void few_sums(float* acc, const float* w, int64_t m, const TileRows& rows) {
 
 void adjust_scores(float* s, int64_t n, const ScoreAdjustment& a) {
   const Vec scale = splat(a.scale), c = splat(a.softcap),
-            inverse = splat(a.softcap > 0.0f ? 1.0f / a.softcap : 0.0f), slope = splat(a.alibi);
+            inverse = splat(a.softcap > 0.0f ? 1.0f / a.softcap : 0.0f), slope = splat(a.alibi),
+            step = splat(static_cast<float>(a.step));
   for (int64_t j = 0; j < n; j += kLanes) {
     const Mask k = first_lanes(n - j);
     Vec x = scale * load(s + j, k);
@@ -376,7 +377,8 @@ void adjust_scores(float* s, int64_t n, const ScoreAdjustment& a) {
       x = c * t;
     }
     if (a.alibi != 0.0f)
-      x = fnma(slope, abs(splat(static_cast<float>(a.position - j)) - lane_numbers()), x);
+      x = fnma(slope,
+               abs(splat(static_cast<float>(a.position - j * a.step)) - step * lane_numbers()), x);
     if (a.bias != nullptr) x = x + load(a.bias + j, k);
     store(s + j, x, k);
   }

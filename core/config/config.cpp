@@ -37,6 +37,12 @@ std::string in_quotes(const std::string& text) {
 
 std::string list_element(int64_t value) { return std::to_string(value); }
 std::string list_element(double value) { return number_text(value); }
+template <typename T>
+std::string list_element(const std::vector<T>& list) {
+  std::string out = "[";
+  for (size_t i = 0; i < list.size(); ++i) out += (i > 0 ? ", " : "") + list_element(list[i]);
+  return out + "]";
+}
 
 std::string value_text(const Target& target) {
   return std::visit(
@@ -50,12 +56,8 @@ std::string value_text(const Target& target) {
           return number_text(*value);
         else if constexpr (std::is_same_v<T, std::string>)
           return in_quotes(*value);
-        else {
-          std::string out = "[";
-          for (size_t i = 0; i < value->size(); ++i)
-            out += (i ? ", " : "") + list_element((*value)[i]);
-          return out + "]";
-        }
+        else
+          return list_element(*value);
       },
       target);
 }
@@ -78,8 +80,8 @@ void write_section(Options& options, const std::string& path, const std::string*
 }
 
 const char* type_name(const Target& target) {
-  static constexpr const char* kNames[] = {"bool", "integer",  "number",
-                                           "text", "integers", "numbers"};
+  static constexpr const char* kNames[] = {"bool",     "integer", "number", "text",
+                                           "integers", "numbers", "lists"};
   return kNames[target.index()];
 }
 
@@ -212,6 +214,9 @@ void Fields::add(std::string key, std::string& value, std::string help, Constrai
   fields_.push_back({std::move(key), &value, std::move(help), std::move(constraint), ""});
 }
 void Fields::add(std::string key, std::vector<int64_t>& value, std::string help) {
+  fields_.push_back({std::move(key), &value, std::move(help), {}, ""});
+}
+void Fields::add(std::string key, Lists& value, std::string help) {
   fields_.push_back({std::move(key), &value, std::move(help), {}, ""});
 }
 void Fields::add(std::string key, std::vector<double>& value, std::string help,

@@ -81,8 +81,9 @@ class Choice {
 
 // ---- the description ----------------------------------------------------------------------------
 // Pointers into the options struct; strings hold paths relative to the working directory.
+using Lists = std::vector<std::vector<int64_t>>;
 using Target = std::variant<bool*, int64_t*, double*, std::string*, std::vector<int64_t>*,
-                            std::vector<double>*>;
+                            std::vector<double>*, Lists*>;
 
 struct Field {
   std::string key;  // "lr"
@@ -107,6 +108,8 @@ class Fields {
            std::string unit = "");
   void add(std::string key, std::string& value, std::string help, Constraint constraint = any());
   void add(std::string key, std::vector<int64_t>& value, std::string help);
+  // [[1, 2], [3]]; one list alone is a list of it.
+  void add(std::string key, Lists& value, std::string help);
   // The constraint holds for each number of the list.
   void add(std::string key, std::vector<double>& value, std::string help,
            Constraint constraint = any());

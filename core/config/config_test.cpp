@@ -72,6 +72,35 @@ TEST(Config, FileThenFlags) {
   EXPECT_EQ(dynamic_cast<Linear&>(root.model.attention.options()).decay, 1.0);
 }
 
+TEST(Config, ListsOfLists) {
+  struct Blocks : Options {
+    Lists sizes = {{1, 2}, {3}};
+    void describe(Fields& f) override { f.add("sizes", sizes, "of each head"); }
+  };
+  Blocks blocks;
+  EXPECT_EQ(resolved_toml(blocks), "sizes = [[1, 2], [3]]\n");
+  load_text(blocks, "sizes = [[4], [], [5, 6]]\n", "run.toml");
+  EXPECT_EQ(blocks.sizes, (Lists{{4}, {}, {5, 6}}));
+  load_text(blocks, "", "run.toml", parse_flags({"--sizes=[7, 8]"}));
+  EXPECT_EQ(blocks.sizes, (Lists{{7, 8}}));
+  load_text(blocks, "sizes = []\n", "run.toml");
+  EXPECT_TRUE(blocks.sizes.empty());
+  const auto error = [&](const std::string& text) -> std::string {
+    try {
+      load_text(blocks, text, "run.toml");
+    } catch (const ConfigError& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(error("sizes = 3\n"),
+            "config run.toml:1: sizes: expected a list of lists of integers, found 3");
+  EXPECT_EQ(error("sizes = [[1], 2]\n"),
+            "config run.toml:1: sizes: expected a list of integers, found 2");
+  EXPECT_EQ(error("sizes = [[1], [2.5]]\n"),
+            "config run.toml:1: sizes: expected a list of integers, found 2.5 in it");
+}
+
 TEST(Config, AKindGivenByFlagDecidesWhichFlagsExist) {
   Root root;
   load_text(root, "", "run.toml",

@@ -75,6 +75,19 @@ void store(const Field& field, T* target, const T& value, const std::string& whe
   *target = value;
 }
 
+std::vector<int64_t> integers(const toml::node& node, const std::string& where) {
+  if (!node.is_array())
+    throw ConfigError(concat(where, ": expected a list of integers, found ", shown(node)));
+  std::vector<int64_t> values;
+  for (const toml::node& element : *node.as_array()) {
+    if (!element.is_integer())
+      throw ConfigError(
+          concat(where, ": expected a list of integers, found ", shown(element), " in it"));
+    values.push_back(element.as_integer()->get());
+  }
+  return values;
+}
+
 void assign(const Field& field, const toml::node& node, const std::string& where) {
   const auto wrong = [&](const char* expected) -> ConfigError {
     return ConfigError(concat(where, ": expected ", expected, ", found ", shown(node)));
@@ -113,16 +126,18 @@ void assign(const Field& field, const toml::node& node, const std::string& where
             values.push_back(value);
           }
           *target = std::move(values);
-        } else {
-          if (!node.is_array()) throw wrong("a list of integers");
-          std::vector<int64_t> values;
-          for (const toml::node& element : *node.as_array()) {
-            if (!element.is_integer())
-              throw ConfigError(
-                  concat(where, ": expected a list of integers, found ", shown(element), " in it"));
-            values.push_back(element.as_integer()->get());
+        } else if constexpr (std::is_same_v<T, Lists>) {
+          if (!node.is_array()) throw wrong("a list of lists of integers");
+          const toml::array& list = *node.as_array();
+          Lists values;
+          if (!list.empty() && list[0].is_array()) {
+            for (const toml::node& element : list) values.push_back(integers(element, where));
+          } else if (!list.empty()) {
+            values.push_back(integers(node, where));
           }
-          store(field, target, values, where);
+          *target = std::move(values);
+        } else {
+          store(field, target, integers(node, where), where);
         }
       },
       field.target);

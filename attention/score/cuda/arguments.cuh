@@ -74,12 +74,12 @@ struct Outputs {
 
 template <typename T>
 struct Arguments : attention::ScoreSizes {
-  Global<const int32_t> query_documents, key_documents;
+  Global<const int32_t> query_documents, key_documents, ranges;
   Global<const uint8_t> blocks;
   Global<const float> slopes, sink, bias;
   Rows<const T> q, k, v, dout, result;  // result: out, read
   Rows<T> out;
-  Global<float> lse, partial, delta, dbias;
+  Global<float> lse, partial, delta, dbias, sum_acc, sum_m, sum_l;
   Global<uint8_t> suspect, suspect_keys;
   Global<int> turns;
   Global<float> sums, statistics;
@@ -110,6 +110,7 @@ Arguments<T> arguments(const attention::ScoreCall& c) {
   };
   a.query_documents = c.query_documents;
   a.key_documents = c.key_documents;
+  a.ranges = c.ranges;
   a.blocks = c.blocks;
   a.slopes = c.slopes;
   a.sink = c.sink;
@@ -122,6 +123,9 @@ Arguments<T> arguments(const attention::ScoreCall& c) {
   a.out = {static_cast<T*>(c.out.data), c.out.batch, c.out.head, c.out.row};
   a.lse = c.lse;
   a.partial = c.partial;
+  a.sum_acc = c.sum_acc;
+  a.sum_m = c.sum_m;
+  a.sum_l = c.sum_l;
   a.delta = c.delta;
   a.dbias = c.dbias;
   a.suspect = c.suspect;
@@ -147,29 +151,53 @@ __device__ inline bool finite(float x) { return fabsf(x) <= 3.402823466e38f; }
 struct Keys {
   int first, last;
 };
+// How many keys lie less than `distance` behind key 0.
+__device__ inline int keys_within(const attention::ScoreSizes& a, int distance) {
+  if (a.key_stride > 1) distance = distance <= 0 ? 0 : (distance - 1) / a.key_stride + 1;
+  return clamped(distance, 0, a.M);
+}
+// The distance from key 0 to query i.
+__device__ inline int distance_of(const attention::ScoreSizes& a, int i) {
+  return a.offset + i * a.query_stride;
+}
 // Keys that positions alone leave to query i.
 __device__ inline Keys key_limits(const attention::ScoreSizes& a, int i) {
-  const int at = i + a.M - a.N;
-  Keys keys{a.left >= 0 ? clamped(at - a.left, 0, a.M) : 0,
-            a.right >= 0 ? clamped(at + a.right + 1, 0, a.M) : a.M};
-  if (a.causal) keys.last = smaller(keys.last, larger(a.prefix, clamped(at + 1, 0, a.M)));
+  const int at = distance_of(a, i);
+  Keys keys{a.left >= 0 ? keys_within(a, at - a.left) : 0,
+            a.right >= 0 ? keys_within(a, at + a.right + 1) : a.M};
+  if (a.causal) keys.last = smaller(keys.last, larger(a.prefix, keys_within(a, at + 1)));
   keys.last = larger(keys.first, keys.last);
   return keys;
 }
 
-template <typename T>
+__device__ inline int query_block_of(const attention::ScoreSizes& a, int i) {
+  return (a.query_base + i * a.query_stride) / a.query_block;
+}
+__device__ inline int key_block_of(const attention::ScoreSizes& a, int j) {
+  return (a.key_base + j * a.key_stride) / a.key_block;
+}
+
+// kRanges: whether a mask may have ranges of keys.
+template <bool kRanges = true, typename T>
 __device__ inline bool allowed(const Arguments<T>& a, int b, int h, int i, int j) {
-  const Keys keys = key_limits(a, i);
-  if (j < keys.first || j >= keys.last) return false;
+  const int distance = distance_of(a, i) - j * a.key_stride;  // as key_limits() says it
+  if (a.left >= 0 && distance > a.left) return false;
+  if (a.right >= 0 && -distance > a.right) return false;
+  if (a.causal && distance < 0 && j >= a.prefix) return false;
   if (!(a.query_documents == nullptr)) {
     const int document = a.query_documents[int64_t{b} * a.N + i];
     if (document < 0 || document != a.key_documents[int64_t{b} * a.M + j]) return false;
   }
   if (!(a.blocks == nullptr)) {
     const int head = a.block_heads == 1 ? 0 : h;
-    if (a.blocks[(int64_t{head} * a.block_rows + i / a.query_block) * a.block_columns +
-                 j / a.key_block] == 0)
+    if (a.blocks[(int64_t{head} * a.block_rows + query_block_of(a, i)) * a.block_columns +
+                 key_block_of(a, j)] == 0)
       return false;
+  }
+  if (kRanges && !(a.ranges == nullptr)) {
+    const Vec<int32_t, 4> range = load<4>(a.ranges + (b * a.range_batch + int64_t{i} * 4));
+    const int key = a.key_base + j * a.key_stride;
+    if ((key < range[0] || key >= range[1]) && (key < range[2] || key >= range[3])) return false;
   }
   return true;
 }
@@ -193,7 +221,7 @@ __device__ inline void range_of(Global<const int32_t> ids, int first, int last, 
 
 // Of heads [h0, h1), queries [i0, i1) and keys [j0, j1), none empty; the same in every thread of a
 // warp, which comes as a whole.
-template <typename T>
+template <bool kRanges = true, typename T>
 __device__ inline Tile classify(const Arguments<T>& a, int b, int h0, int h1, int i0, int i1,
                                 int j0, int j1) {
   const Keys low = key_limits(a, i0), high = key_limits(a, i1 - 1);
@@ -210,9 +238,9 @@ __device__ inline Tile classify(const Arguments<T>& a, int b, int h0, int h1, in
   }
   if (!(a.blocks == nullptr)) {
     bool on = false, off = false;
-    const int c0 = j0 / a.key_block, c1 = (j1 - 1) / a.key_block;
+    const int c0 = key_block_of(a, j0), c1 = key_block_of(a, j1 - 1);
     for (int head = a.block_heads == 1 ? 0 : h0; head < (a.block_heads == 1 ? 1 : h1); ++head) {
-      for (int r = i0 / a.query_block; r <= (i1 - 1) / a.query_block; ++r) {
+      for (int r = query_block_of(a, i0); r <= query_block_of(a, i1 - 1); ++r) {
         const Global<const uint8_t> row =
             a.blocks + (int64_t{head} * a.block_rows + r) * a.block_columns;
         FOVEA_NO_UNROLL
@@ -222,6 +250,18 @@ __device__ inline Tile classify(const Arguments<T>& a, int b, int h0, int h1, in
           off = off || !is_on;
         }
       }
+    }
+    if (!any(on)) return Tile::skip;
+    if (any(off)) full = false;
+  }
+  if (kRanges && !(a.ranges == nullptr)) {
+    bool on = false, off = false;
+    const int k0 = a.key_base + j0 * a.key_stride, k1 = a.key_base + (j1 - 1) * a.key_stride + 1;
+    FOVEA_NO_UNROLL
+    for (int i = i0 + static_cast<int>(threadIdx.x) % kWarp; i < i1; i += kWarp) {
+      const Vec<int32_t, 4> range = load<4>(a.ranges + (b * a.range_batch + int64_t{i} * 4));
+      on = on || (k0 < range[1] && k1 > range[0]) || (k0 < range[3] && k1 > range[2]);
+      off = off || !((k0 >= range[0] && k1 <= range[1]) || (k0 >= range[2] && k1 <= range[3]));
     }
     if (!any(on)) return Tile::skip;
     if (any(off)) full = false;
@@ -244,7 +284,7 @@ __device__ inline float adjusted(const Arguments<T>& a, int b, int h, int i, int
   }
   if (!(a.slopes == nullptr)) {
     const float slope = a.slopes[h];
-    s -= slope * fabsf(static_cast<float>(i + a.M - a.N - j));
+    s -= slope * fabsf(static_cast<float>(distance_of(a, i) - j * a.key_stride));
   }
   if (!(a.bias == nullptr)) {
     const float bias = a.bias[b * a.bias_batch + h * a.bias_head + int64_t{i} * a.M + j];
@@ -262,7 +302,9 @@ __device__ inline float score_of(const Arguments<T>& a, int b, int h, int i, int
 // Dropout's factor of (b, h, i, j): 0 or 1 / (1 - rate); the stream is the cpu engine's.
 template <typename T>
 __device__ inline float keep_of(const Arguments<T>& a, int b, int h, int i, int j) {
-  const auto index = static_cast<uint64_t>((((a.first_sample + b) * a.H + h) * a.N + i) * a.M + j);
+  const int64_t head = (a.first_sample + b) * a.heads + a.first_head + h,
+                query = a.query_base + i * a.query_stride, key = a.key_base + j * a.key_stride;
+  const auto index = static_cast<uint64_t>((head * a.whole_N + query) * a.whole_M + key);
   const auto words = philox(at_step(a.rng), index >> 2);
   const uint32_t word = (index & 2) != 0 ? ((index & 1) != 0 ? words[3] : words[2])
                                          : ((index & 1) != 0 ? words[1] : words[0]);

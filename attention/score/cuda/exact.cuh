@@ -36,14 +36,12 @@ __device__ inline float exact_score(const Arguments<T>& a, int b, int h, int i, 
   return score_of<Rule>(a, b, h, i, j, product, cap);
 }
 
-// The weight and, for gradients, dS of a query and a key that it sees.
+// The weight and, for gradients, dS of a query, with its row's statistic, and a key that it sees.
 template <class Rule, typename T>
 __device__ inline ExactPair exact_pair(const Rule& rule, const Arguments<T>& a, bool back, int b,
-                                       int h, int i, int j) {
+                                       int h, int i, int j, const Statistic& row) {
   float cap = 1.0f;
   const float s = exact_score<Rule>(a, b, h, i, j, &cap);
-  const float lse = a.lse[a.row(b, h, i)];
-  const Statistic row = statistic_of<Rule>(lse);
   if (row.empty || s == -INFINITY) return {0.0f, 0.0f, 0.0f};
   const float keep = a.drop_threshold > 0 ? keep_of(a, b, h, i, j) : 1.0f;
   const float w = weight_of(rule, s, row.reference), p = w * row.inverse;
@@ -70,6 +68,27 @@ __device__ inline void exact_add(float (&sums)[kSlab / kWarp], float f, Global<c
   }
 }
 
+// sums = the weighted values of a query's keys, unnormalised for weights relative to `reference`.
+template <class Rule, typename T>
+__device__ inline void exact_sums(float (&sums)[kSlab / kWarp], const Rule& rule,
+                                  const Arguments<T>& a, int b, int h, int i, float reference) {
+  const Statistic row{reference, 1.0f, false};
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, hk = h / a.group();
+  FOVEA_UNROLL
+  for (int c = 0; c < kSlab / kWarp; ++c) sums[c] = 0.0f;
+  for (int at = 0; at < a.M; at += kWarp) {
+    const int j = at + lane;
+    const bool seen = j < a.M && allowed(a, b, h, i, j);
+    float p = 0.0f;
+    if (seen) p = exact_pair<Rule>(rule, a, false, b, h, i, j, row).p;
+    const unsigned all_seen = ballot(seen);
+    for (int n = 0; n < kWarp; ++n) {
+      if (((all_seen >> n) & 1u) == 0) continue;
+      exact_add<T>(sums, shuffle(p, n), a.v.at(b, hk) + int64_t{at + n} * a.v.row, lane, a.Dv);
+    }
+  }
+}
+
 // kSlab columns of one row by one warp: first 32 partners' coefficients, a lane each, then their
 // rows.
 template <class Rule, typename T>
@@ -79,16 +98,22 @@ __device__ inline void exact_row(const Rule& rule, const Arguments<T>& a, Exact 
   const bool keys = what == Exact::keys;
   const int partners = keys ? a.N : a.M;
   float first[kSlab / kWarp] = {}, second[kSlab / kWarp] = {};
+  FOVEA_NO_UNROLL
   for (int g = 0; g < (keys ? a.group() : 1); ++g) {
     const int h = keys ? head * a.group() + g : head, hk = h / a.group();
+    FOVEA_NO_UNROLL
     for (int at = 0; at < partners; at += kWarp) {
       const int mine = at + lane, i = keys ? mine : row, j = keys ? row : mine;
       const bool seen = mine < partners && allowed(a, b, h, i, j);
       ExactPair pair{0.0f, 0.0f, 0.0f};
-      if (seen) pair = exact_pair<Rule>(rule, a, what != Exact::out, b, h, i, j);
+      if (seen) {
+        const float lse = a.lse[a.row(b, h, i)];
+        pair = exact_pair<Rule>(rule, a, what != Exact::out, b, h, i, j, statistic_of<Rule>(lse));
+      }
       if (seen && what == Exact::dq && column0 == 0 && !(a.dbias == nullptr))
         a.dbias[a.row(b, h, i) * a.M + j] = pair.dbias;
       const unsigned all_seen = ballot(seen);
+      FOVEA_NO_UNROLL
       for (int n = 0; n < kWarp; ++n) {
         if (((all_seen >> n) & 1u) == 0) continue;
         const float p = shuffle(pair.p, n), ds = shuffle(pair.ds, n);
@@ -119,7 +144,7 @@ __device__ inline void exact_row(const Rule& rule, const Arguments<T>& a, Exact 
 }
 
 template <class Rule, typename T>
-__global__ void __launch_bounds__(kExactThreads)
+__global__ void __launch_bounds__(kExactThreads, 3)
     exact_kernel(Rule rule, Arguments<T> a, Exact what, bool every) {
   const bool keys = what == Exact::keys;
   const int rows = keys ? a.M : a.N, heads = keys ? a.Hkv : a.H,
@@ -132,10 +157,12 @@ __global__ void __launch_bounds__(kExactThreads)
     if (!every) mark = keys ? a.suspect_keys[first + lane] : a.suspect[first + lane];
   }
   const unsigned marks = ballot(mark != 0);
+  FOVEA_NO_UNROLL
   for (int n = 0; n < kWarp; ++n) {
     if (((marks >> n) & 1u) == 0) continue;
     const int64_t at = first + n;
     const int bh = static_cast<int>(at / rows);
+    FOVEA_NO_UNROLL
     for (int column0 = 0; column0 < larger(a.D, a.Dv); column0 += kSlab)
       exact_row<Rule>(rule, a, what, bh / heads, bh % heads, static_cast<int>(at % rows), column0);
   }

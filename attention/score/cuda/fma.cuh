@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
     for (int c = 0; c < F::kColumns; ++c) {
       const int d = tx + 16 * c;
       if (d >= a.Dv || row >= block.rows) break;
-      if (a.splits > 1) {
+      if (!(a.partial == nullptr)) {
         a.partial[(block.split * int64_t{a.B} * a.H * a.N + at) * (a.Dv + 2) + d] = acc[r][c];
         continue;
       }
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
     }
     broken = row_max(broken);
     if (tx > 0 || row >= block.rows) continue;
-    if (a.splits > 1) {
+    if (!(a.partial == nullptr)) {
       const int64_t part = (block.split * int64_t{a.B} * a.H * a.N + at) * (a.Dv + 2) + a.Dv;
       a.partial[part] = m[r];
       a.partial[part + 1] = l[r];
@@ -245,8 +245,7 @@ void fma_forward(const attention::ScoreCall& call, Stream stream) {
     fma_forward_of<Rule, 128>(call, stream);
   else
     fma_forward_of<Rule, 256>(call, stream);
-  if (call.splits > 1) merge_splits<Rule, float>(call, stream);
-  exact_rows<Rule, float>(call, Exact::out, stream);
+  forward_end<Rule, float>(call, stream);
 }
 
 }  // namespace FOVEA_GPU

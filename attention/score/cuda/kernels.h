@@ -42,8 +42,13 @@ struct ScoreSizes {
   bool adjusts = false;  // scores are more than scale times products
   bool causal = false;
   int left = -1, right = -1, prefix = 0;
+  // Where the problem is in the whole it is part of (attention/places.h); `offset` is the distance
+  // from key 0 to query 0, `prefix` counts the problem's own keys.
+  int query_base = 0, query_stride = 1, key_base = 0, key_stride = 1, offset = 0;
+  int whole_N = 0, whole_M = 0, first_head = 0, heads = 0;
   int block_heads = 1, block_rows = 0, block_columns = 0, query_block = 1, key_block = 1;
   int64_t bias_batch = 0, bias_head = 0;  // strides, 0 where it is shared
+  int64_t range_batch = 0;                // likewise
 
   RngKey rng;  // dropout
   int64_t first_sample = 0;
@@ -55,11 +60,15 @@ struct ScoreCall : ScoreSizes {
   const void* rule = nullptr;
   const int32_t *query_documents = nullptr, *key_documents = nullptr;  // [B, N], [B, M]
   const uint8_t* blocks = nullptr;                                     // [block_heads, rows, cols]
+  const int32_t* ranges = nullptr;                                     // [Bb, N, 4]
   const float *slopes = nullptr, *sink = nullptr;                      // [H]
   const float* bias = nullptr;                                         // [Bb, Hb, N, M]
   ScoreRows q, k, v, out;
   float* lse = nullptr;      // [B, H, N], in rule.h's words the row statistic
-  float* partial = nullptr;  // with splits: [splits, B H N, Dv + 2]: acc, m, l
+  float* partial = nullptr;  // with splits, or sums: [splits, B H N, Dv + 2]: acc, m, l
+  // Sums under way, to which the rows are added: [B, H, N, Dv], [B, H, N] twice. Null: out and lse
+  // are written.
+  float *sum_acc = nullptr, *sum_m = nullptr, *sum_l = nullptr;
   // 1 for rows that met a NaN or an infinity, [B, H, N] ([B, Hkv, M] for keys): they are computed
   // again, exactly. Backward: zeros before.
   uint8_t *suspect = nullptr, *suspect_keys = nullptr;
@@ -77,7 +86,8 @@ struct ScoreCall : ScoreSizes {
 };
 
 // Backward on Hopper (wgmma_backward.cuh): bf16, head dims up to 128. A bias goes by the kernels
-// for sm_80: its gradient is a store of every score.
+// for sm_80: its gradient is a store of every score; masks of ranges and positions that do not
+// follow one another too.
 struct HopperBackward {
   int width, queries;  // columns; queries of a tile
   int64_t tiles;       // in all
@@ -91,6 +101,7 @@ inline HopperBackward hopper_backward(const ScoreSizes& c) {
 }
 inline bool fits_hopper_backward(const ScoreCall& c) {
   return c.q.dtype == Dtype::bf16 && c.D <= 128 && c.Dv <= 128 && c.bias == nullptr &&
+         c.ranges == nullptr && c.query_stride == 1 && c.key_stride == 1 &&
          in_tiles(c.q, c.B, c.H, c.N) && in_tiles(c.k, c.B, c.Hkv, c.M) &&
          in_tiles(c.v, c.B, c.Hkv, c.M) && in_tiles(c.dout, c.B, c.H, c.N);
 }
@@ -100,9 +111,18 @@ struct TurnedRows {
   ScoreRows out, x;
   int B, H, N, D, width;                           // width: of out
   const float *cosine = nullptr, *sine = nullptr;  // [positions, D]; null: no turn
-  int first_position = 0;
+  int first_position = 0, step = 1;
   bool interleaved = false;
   float direction = 1.0f;
+};
+
+// out = acc / l and lse of it; where the rule has no normaliser acc and 0.
+struct FinishedRows {
+  ScoreRows out;
+  float* lse;
+  const float *acc, *m, *l;
+  int B, H, N, Dv;
+  bool normalised, online;
 };
 
 }  // namespace fovea::attention
@@ -113,6 +133,8 @@ FOVEA_GPU_DECLARE(
     void score_delta(const attention::ScoreCall& call, Stream stream);
     // dsink[h] = -sum_{b, i} exp(sink - lse) delta
     void score_dsink(float* dsink, const attention::ScoreCall& call, Stream stream);
+    // out and lse of sums, rows as ScoreCall holds them.
+    void score_finish(const attention::FinishedRows& rows, Stream stream);
     // out [Bb or 1, H or 1, N M] = sums of x [B, H, N M] over what is shared, in order.
     void sum_shared(float* out, const float* x, int B, int H, bool share_batch, bool share_heads,
                     int64_t n, Stream stream);)
@@ -152,13 +174,20 @@ FOVEA_GPU_DECLARE(
 
 namespace fovea::attention {
 
-// Whether a forward call goes by the kernels of sm_90a: bf16 whose rows TMA can copy, and no split
-// keys or packed heads.
+// Whether a call has a mask of positions alone, scores as products give them, and no dropout.
+inline bool is_plain(const ScoreCall& c) {
+  return !c.adjusts && c.drop_threshold == 0 && c.blocks == nullptr &&
+         c.query_documents == nullptr && c.ranges == nullptr;
+}
+
+// Whether a forward call goes by the kernels of sm_90a: bf16 whose rows TMA can copy, past 128
+// columns only if plain; no split keys, sums under way, packed heads or ranges of keys.
 inline bool forward_by_wgmma(Device device, const ScoreCall& c) {
+  const int most = is_plain(c) ? kWidestTile : 128;
   return runs_sm90(device) && c.q.dtype == Dtype::bf16 && !c.packed && c.splits == 1 &&
-         c.D <= kWidestTile && c.Dv <= kWidestTile && c.M > 0 && in_tiles(c.q, c.B, c.H, c.N) &&
-         in_tiles(c.k, c.B, c.Hkv, c.M) && in_tiles(c.v, c.B, c.Hkv, c.M) &&
-         in_tiles(c.out, c.B, c.H, c.N);
+         c.ranges == nullptr && c.partial == nullptr && c.D <= most && c.Dv <= most && c.M > 0 &&
+         in_tiles(c.q, c.B, c.H, c.N) && in_tiles(c.k, c.B, c.Hkv, c.M) &&
+         in_tiles(c.v, c.B, c.Hkv, c.M) && in_tiles(c.out, c.B, c.H, c.N);
 }
 
 inline ScoreRule on_devices(ScoreRule rule, void (*forward)(Device, const ScoreCall&),

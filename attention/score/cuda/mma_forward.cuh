@@ -202,7 +202,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1) mma_forward_kernel(Rule rule, 
   }
   wait_copies<0>();
   sync_block();
-  // Rows leave by way of the warp's own rows of q: 16 bytes a store.
+  // Rows leave by way of the warp's own rows of q: 16 bytes a store; parts of rows as they are.
+  const bool leaves = !(a.partial == nullptr);
   const bool wide = ((a.Dv | a.out.row | a.out.head | a.out.batch) & 7) == 0;
   FOVEA_UNROLL
   for (int t = 0; t < kBands; ++t) {
@@ -220,9 +221,9 @@ __global__ void __launch_bounds__(kMmaThreads, 1) mma_forward_kernel(Rule rule, 
         FOVEA_UNROLL
         for (int e = 0; e < 2; ++e) {
           const int d = 8 * n + lane % 4 * 2 + e;
-          const float x = acc[t][n][2 * half + e] * (a.splits > 1 ? 1.0f : end.factor);
+          const float x = acc[t][n][2 * half + e] * (leaves ? 1.0f : end.factor);
           if (!finite(x)) broken = 1.0f;
-          if (a.splits > 1) {
+          if (leaves) {
             if (row < block.rows && d < a.Dv) a.partial[part + d] = x;
           } else {
             q[QTile::at(row0 + 16 * t + lane / 4 + 8 * half, n) + lane % 4 * 2 + e] = bf16(x);
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) mma_forward_kernel(Rule rule, 
       }
       broken = quad_max(broken);
       if (lane % 4 > 0 || row >= block.rows) continue;
-      if (a.splits > 1) {
+      if (leaves) {
         a.partial[part + a.Dv] = m[t][half];
         a.partial[part + a.Dv + 1] = total;
       } else {
@@ -240,7 +241,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) mma_forward_kernel(Rule rule, 
       }
     }
   }
-  if (a.splits > 1) return;
+  if (leaves) return;
   sync_warp();
   for (int e = lane; e < 16 * kBands * kDims; e += kWarp) {
     const int r = row0 + e / kDims, c = e % kDims, row = block.row0 + r;
@@ -268,12 +269,6 @@ void mma_forward_of(const attention::ScoreCall& call, Stream stream) {
       stream, *static_cast<const Rule*>(call.rule), a);
 }
 
-template <class Rule>
-void mma_forward_end(const attention::ScoreCall& call, Stream stream) {
-  if (call.splits > 1) merge_splits<Rule, bf16>(call, stream);
-  exact_rows<Rule, bf16>(call, Exact::out, stream);
-}
-
 // Head dims up to 96.
 template <class Rule>
 void mma_forward_small(const attention::ScoreCall& call, Stream stream) {
@@ -284,7 +279,7 @@ void mma_forward_small(const attention::ScoreCall& call, Stream stream) {
     mma_forward_of<Rule, 64, 2>(call, stream);
   else
     mma_forward_of<Rule, 96, 2>(call, stream);
-  mma_forward_end<Rule>(call, stream);
+  forward_end<Rule, bf16>(call, stream);
 }
 // From there on.
 template <class Rule>
@@ -295,7 +290,7 @@ void mma_forward_large(const attention::ScoreCall& call, Stream stream) {
     mma_forward_of<Rule, 128, 2>(call, stream);
   else
     mma_forward_of<Rule, 256, 1>(call, stream);
-  mma_forward_end<Rule>(call, stream);
+  forward_end<Rule, bf16>(call, stream);
 }
 
 }  // namespace FOVEA_GPU

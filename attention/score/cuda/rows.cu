@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads)
     if (d < rows.D && !(cosine == nullptr)) {
       const int partner = rows.interleaved ? d ^ 1 : d < half ? d + half : d - half;
       const float other = static_cast<float>(from[n * x.row + partner]);
-      const int64_t at = int64_t{rows.first_position + n} * rows.D + d;
+      const int64_t at = int64_t{rows.first_position + n * rows.step} * rows.D + d;
       const float c = cosine[at], s = sine[at];
       value = value * c + rows.direction * s * other;
     }
@@ -85,6 +85,41 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(Arguments<T> a) {
   }
   sum = warp_sum(sum);
   if (lane == 0) a.delta[row] = sum;
+}
+
+// A warp a row.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(Rows<T> out, Global<float> lse, Global<const float> acc, Global<const float> m,
+                  Global<const float> l, attention::FinishedRows rows) {
+  const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (row >= int64_t{rows.B} * rows.H * rows.N) return;
+  const int i = static_cast<int>(row % rows.N), bh = static_cast<int>(row / rows.N);
+  float factor = 1.0f, statistic = 0.0f;
+  if (rows.normalised) {
+    const float total = l[row];
+    factor = total == 0.0f ? 0.0f : 1.0f / total;
+    statistic = total;
+    if (rows.online) {
+      const float top = m[row];
+      statistic = total == 0.0f ? -INFINITY : top * kLn2 + logf(total);
+    }
+  }
+  const Global<T> to = out.at(bh / rows.H, bh % rows.H) + i * out.row;
+  for (int d = lane; d < rows.Dv; d += kWarp) {
+    const float x = acc[row * rows.Dv + d];
+    to[d] = static_cast<T>(x * factor);
+  }
+  if (lane == 0) lse[row] = statistic;
+}
+
+template <typename T>
+void finish(const attention::FinishedRows& r, Stream stream) {
+  launch<finish_kernel<T>>(ceil_div(int64_t{r.B} * r.H * r.N, kThreads / kWarp), kThreads, 0,
+                           stream,
+                           Rows<T>{static_cast<T*>(r.out.data), r.out.batch, r.out.head, r.out.row},
+                           r.lse, r.acc, r.m, r.l, r);
 }
 
 // A block a head.
@@ -150,6 +185,13 @@ void score_delta(const attention::ScoreCall& call, Stream stream) {
     call.Dv <= 64 ? delta_bf16<8>(call, stream) : delta_bf16<16>(call, stream);
   else
     delta<bf16>(call, stream);
+}
+
+void score_finish(const attention::FinishedRows& rows, Stream stream) {
+  if (rows.out.dtype == Dtype::bf16)
+    finish<bf16>(rows, stream);
+  else
+    finish<float>(rows, stream);
 }
 
 void score_dsink(float* dsink, const attention::ScoreCall& call, Stream stream) {

@@ -13,10 +13,10 @@ void forward(const attention::ScoreCall& call, Stream stream) {
   if (is_wide(call)) return wide_forward<Rule, float>(call, stream);
   if (call.q.dtype == Dtype::f32) {
     fma_forward_of<Rule, 64>(call, stream);
-    if (call.splits > 1) merge_splits<Rule, float>(call, stream);
+    forward_end<Rule, float>(call, stream);
   } else {
     mma_forward_of<Rule, 32, 1>(call, stream);
-    if (call.splits > 1) merge_splits<Rule, bf16>(call, stream);
+    forward_end<Rule, bf16>(call, stream);
   }
 }
 template <class Rule>

@@ -111,7 +111,7 @@ __device__ inline void compute(const Rule& rule, const Arguments<bf16>& a, int s
       if constexpr (kGeneral) {
         const HopperKeys keys = keys_of_block(a, section);
         general = general_of<F>(a, keys.b, step, keys.key0 + row);
-        distance = i0 + column + a.M - a.N - (keys.key0 + row);
+        distance = distance_of(a, i0 + column) - (keys.key0 + row);
       }
       uint32_t p[kQ / 16][4], ds[kQ / 16][4];
       weigh<F, kGeneral>(rule, a, statistics, general, distance, s);
@@ -287,12 +287,10 @@ template <class Rule, int kD>
 void wgmma_backward(const attention::ScoreCall& c, Stream stream) {
   backward_start<Rule, kD>(c, stream);
   if (c.M > 0) {
-    const bool general =
-        c.adjusts || c.drop_threshold > 0 || c.query_documents != nullptr || c.blocks != nullptr;
-    if (general)
-      wgmma_backward_of<Rule, kD, true>(c, heads_of_section(c, kD), stream);
-    else
+    if (attention::is_plain(c))
       wgmma_backward_of<Rule, kD, false>(c, heads_of_section(c, kD), stream);
+    else
+      wgmma_backward_of<Rule, kD, true>(c, heads_of_section(c, kD), stream);
   }
   backward_end<Rule, kD>(c, stream);
   exact_rows<Rule, bf16>(c, Exact::keys, stream);

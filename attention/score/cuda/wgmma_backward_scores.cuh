@@ -64,7 +64,7 @@ __device__ inline General<F> general_of(const Arguments<bf16>& a, int b, const S
     if (step.partial())
       general.seen[n] = bits_of(32 * n, [&](int query, int half) {
         const int i = i0 + query, j = j0 + 8 * half;
-        return i < a.N && j < a.M && allowed(a, b, step.h, i, j);
+        return i < a.N && j < a.M && allowed<false>(a, b, step.h, i, j);
       });
     if (a.drop_threshold > 0)
       general.kept[n] = bits_of(32 * n, [&](int query, int half) {

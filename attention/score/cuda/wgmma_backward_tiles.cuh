@@ -43,12 +43,13 @@ __device__ inline HopperKeys keys_of_block(const Arguments<T>& a, int section) {
   return {bh / a.Hkv, bh % a.Hkv, key0, smaller(key0 + kKeys, a.M)};
 }
 
-// Queries that positions let see key j: key_limits, seen from the key.
+// Queries that positions let see key j: key_limits, seen from the key, where positions follow one
+// another.
 struct Queries {
   int first, last;
 };
 __device__ inline Queries query_limits(const attention::ScoreSizes& a, int j) {
-  const int at = j + a.N - a.M;
+  const int at = j - a.offset;
   Queries queries{0, a.N};
   if (a.right >= 0) queries.first = larger(queries.first, at - a.right);
   if (a.causal && j >= a.prefix) queries.first = larger(queries.first, at);
@@ -69,7 +70,8 @@ __device__ inline void walk(const Arguments<bf16>& a, const HopperKeys& keys, F&
     for (int tile = last - 1; tile >= first; --tile) {
       const int i0 = tile * kQ, i1 = smaller(i0 + kQ, a.N);
       Tile what = i0 >= ends.first && i1 <= begins.last ? Tile::full : Tile::partial;
-      if constexpr (kGeneral) what = classify(a, keys.b, h, h + 1, i0, i1, keys.key0, keys.key1);
+      if constexpr (kGeneral)
+        what = classify<false>(a, keys.b, h, h + 1, i0, i1, keys.key0, keys.key1);
       if (what == Tile::skip)
         skipped(h, tile);
       else

@@ -29,9 +29,9 @@ struct ForwardTiles {
   static constexpr int kD = D, kKeys = Keys, kConsumers = Consumers, kStages = Stages;
   static constexpr bool kTurns = Turns, kPlain = Plain;
   static constexpr int kRows = kGroupRows * kConsumers, kThreads = kGroupThreads * (1 + kConsumers);
-  // setmaxnreg: the producer's, a consumer's; all of a block's fit 65536.
-  static constexpr int kProducerRegisters = kConsumers == 2 ? (kPlain ? 24 : 48) : 32,
-                       kConsumerRegisters = kConsumers == 2 ? (kPlain ? 240 : 232) : 160;
+  // setmaxnreg: the producer's, a consumer's; together what a launch gives, 504 or 512.
+  static constexpr int kProducerRegisters = kConsumers == 2 ? (kPlain ? 24 : 56) : 32,
+                       kConsumerRegisters = kConsumers == 2 ? (kPlain ? 240 : 224) : 160;
   using Q = BoxTile<kGroupRows, kD>;  // of a consumer
   using K = BoxTile<kKeys, kD>;
   // Shared memory: q, stages of k, stages of v, and rows on their way out, which take q's place
@@ -119,8 +119,8 @@ __device__ inline void produce(const Arguments<bf16>& a, const ForwardList& list
       Tile what = Tile::full;
       if constexpr (!Z::kPlain) {
         const int j0 = tile * Z::kKeys;
-        what = classify(a, work.b, work.h, work.h + 1, work.row0,
-                        smaller(work.row0 + Z::kRows, a.N), j0, smaller(j0 + Z::kKeys, a.M));
+        what = classify<false>(a, work.b, work.h, work.h + 1, work.row0,
+                               smaller(work.row0 + Z::kRows, a.N), j0, smaller(j0 + Z::kKeys, a.M));
         if (what == Tile::skip) continue;
         if (j0 + Z::kKeys > a.M) what = Tile::partial;
       }
@@ -411,12 +411,10 @@ void wgmma_forward_of(const attention::ScoreCall& call, Stream stream) {
 
 template <class Rule, int kD, int kKeys, int kConsumers, int kStages, bool kTurns>
 void wgmma_forward_by(const attention::ScoreCall& call, Stream stream) {
-  const bool plain = !call.adjusts && call.drop_threshold == 0 && call.blocks == nullptr &&
-                     call.query_documents == nullptr;
-  if (plain)
+  if (attention::is_plain(call))
     wgmma_forward_of<Rule, ForwardTiles<kD, kKeys, kConsumers, kStages, kTurns, true>>(call,
                                                                                        stream);
-  else
+  else if constexpr (kD <= 128)
     wgmma_forward_of<Rule, ForwardTiles<kD, kKeys, kConsumers, kStages, false, false>>(call,
                                                                                        stream);
 }

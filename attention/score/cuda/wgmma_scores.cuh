@@ -63,8 +63,8 @@ __device__ inline void finish_scores(const Arguments<bf16>& a, int b, int h, int
     }
     if (!whole)
       where_clear<kKeys>(
-          bits_of<kKeys>(j0, [&](int j) { return j < a.M && allowed(a, b, h, row, j); }), half, s,
-          [](float) { return -INFINITY; });
+          bits_of<kKeys>(j0, [&](int j) { return j < a.M && allowed<false>(a, b, h, row, j); }),
+          half, s, [](float) { return -INFINITY; });
   }
 }
 
