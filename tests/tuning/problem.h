@@ -10,7 +10,7 @@
 #include "attention/score/score.h"
 #include "core/stream.h"
 
-namespace fovea::attention {
+namespace fovea::attention::tuning {
 
 struct Sizes {
   int64_t B, H, Hkv, N, M, D;
@@ -53,7 +53,7 @@ inline double relative_error(const Tensor& x, const Tensor& reference) {
 }
 
 // Queries [i0, i1) of heads [h0, h1) of samples [b0, b1).
-struct Place {
+struct Part {
   int64_t b0, b1, h0, h1, i0, i1;
   Tensor of(const Tensor& x) const { return x.slice(0, b0, b1).slice(1, h0, h1).slice(2, i0, i1); }
 };
@@ -107,6 +107,7 @@ struct Problem {
     call.D = call.Dv = static_cast<int>(z.D);
     call.scale = 1.0f / std::sqrt(static_cast<float>(z.D));
     call.causal = z.causal;
+    call.offset = call.M - call.N;  // queries are the last of the keys
     call.left = static_cast<int>(z.left);
     call.rule = softmax_rule().rule;
     call.q = rows_of(q);
@@ -149,7 +150,7 @@ struct Problem {
     return mask;
   }
   // Every query; or, of a large problem, sixteen in each of three heads.
-  std::vector<Place> places() const {
+  std::vector<Part> parts() const {
     const Sizes& z = sizes;
     if (z.N <= 1024 && z.B * z.H <= 8) return {{0, z.B, 0, z.H, 0, z.N}};
     const int64_t b = z.B / 2, h = z.H / 2, i = z.N / 2 - 5;
@@ -167,34 +168,34 @@ struct Problem {
 // What the cpu says of some queries of a problem and the keys that they see.
 class Answer {
  public:
-  Answer(const Problem& p, const Place& place, bool backward) : place_(place), backward_(backward) {
+  Answer(const Problem& p, const Part& part, bool backward) : part_(part), backward_(backward) {
     const int64_t group = p.sizes.H / p.sizes.Hkv, past = p.sizes.M - p.sizes.N;
     const auto wide = [](const Tensor& x) { return x.to(kCpu).to(Dtype::f64); };
     // Queries are the last of the keys that they are given.
-    keys_ = {place.b0,
-             place.b1,
-             place.h0 / group,
-             (place.h1 + group - 1) / group,
+    keys_ = {part.b0,
+             part.b1,
+             part.h0 / group,
+             (part.h1 + group - 1) / group,
              0,
-             p.sizes.causal ? place.i1 + past : p.sizes.M};
-    const ScoreInputs in{wide(place.of(p.q)), wide(keys_.of(p.k)), wide(keys_.of(p.v)), {}, {}};
+             p.sizes.causal ? part.i1 + past : p.sizes.M};
+    const ScoreInputs in{wide(part.of(p.q)), wide(keys_.of(p.k)), wide(keys_.of(p.v)), {}, {}};
     result_ = softmax_forward(in, p.mask(), {});
     if (!backward) return;
-    grads_ = softmax_backward(wide(place.of(p.dout)), result_, in, p.mask(), {});
+    grads_ = softmax_backward(wide(part.of(p.dout)), result_, in, p.mask(), {});
     // Keys that no other query sees.
-    const bool whole = place.i0 == 0 && place.i1 == p.sizes.N;
-    const int64_t last = p.sizes.causal && place.i1 == p.sizes.N ? place.i1 - place.i0 : 0;
-    done_ = {0, place.b1 - place.b0, 0, keys_.h1 - keys_.h0, whole ? 0 : keys_.i1 - last, keys_.i1};
+    const bool whole = part.i0 == 0 && part.i1 == p.sizes.N;
+    const int64_t last = p.sizes.causal && part.i1 == p.sizes.N ? part.i1 - part.i0 : 0;
+    done_ = {0, part.b1 - part.b0, 0, keys_.h1 - keys_.h0, whole ? 0 : keys_.i1 - last, keys_.i1};
   }
 
   Errors errors(const Problem& p) const {
     Errors e;
     if (!backward_) {
-      e.out = relative_error(place_.of(p.out), result_.out);
-      e.lse = relative_error(place_.of(p.lse), result_.lse);
+      e.out = relative_error(part_.of(p.out), result_.out);
+      e.lse = relative_error(part_.of(p.lse), result_.lse);
       return e;
     }
-    e.dq = relative_error(place_.of(p.dq), grads_.dq);
+    e.dq = relative_error(part_.of(p.dq), grads_.dq);
     if (done_.i0 == done_.i1) return e;
     e.dk = relative_error(done_.of(keys_.of(p.dk)), done_.of(grads_.dk));
     e.dv = relative_error(done_.of(keys_.of(p.dv)), done_.of(grads_.dv));
@@ -202,7 +203,7 @@ class Answer {
   }
 
  private:
-  Place place_, keys_{}, done_{};
+  Part part_, keys_{}, done_{};
   bool backward_;
   ScoreResult result_;
   ScoreGrads grads_;
@@ -211,7 +212,7 @@ class Answer {
 class Answers {
  public:
   Answers(const Problem& p, bool backward) {
-    for (const Place& place : p.places()) all_.emplace_back(p, place, backward);
+    for (const Part& part : p.parts()) all_.emplace_back(p, part, backward);
   }
   Errors errors(const Problem& p) const {
     Errors e;
@@ -223,4 +224,4 @@ class Answers {
   std::vector<Answer> all_;
 };
 
-}  // namespace fovea::attention
+}  // namespace fovea::attention::tuning

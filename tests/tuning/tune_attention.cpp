@@ -18,7 +18,7 @@
 #include "tests/tuning/problem.h"
 #include "tests/tuning/variants.h"
 
-namespace fovea::attention {
+namespace fovea::attention::tuning {
 namespace {
 
 constexpr unsigned kMostSeconds = 60;  // on a card; a kernel that hangs must not hold it
@@ -257,9 +257,9 @@ class SameBits {
   bool hold(const Problem& p, bool in_turns, const std::string& name) {
     if (!in_turns) return true;
     std::vector<float> bits;
-    for (const Place& place : p.places())
+    for (const Part& part : p.parts())
       for (const Tensor* x : {&p.dq, &p.dk, &p.dv})
-        for (const float value : (x == &p.dq ? place : keys_of(p, place)).of(*x).to_vector<float>())
+        for (const float value : (x == &p.dq ? part : keys_of(p, part)).of(*x).to_vector<float>())
           bits.push_back(value);
     if (first_.empty()) first_ = bits;
     if (first_ == bits) return true;
@@ -270,12 +270,12 @@ class SameBits {
   }
 
  private:
-  static Place keys_of(const Problem& p, Place place) {
+  static Part keys_of(const Problem& p, Part part) {
     const int64_t group = p.sizes.H / p.sizes.Hkv;
-    place.h0 /= group;
-    place.h1 = (place.h1 + group - 1) / group;
-    place.i1 = std::min(place.i1 + p.sizes.M - p.sizes.N, p.sizes.M);
-    return place;
+    part.h0 /= group;
+    part.h1 = (part.h1 + group - 1) / group;
+    part.i1 = std::min(part.i1 + p.sizes.M - p.sizes.N, p.sizes.M);
+    return part;
   }
   std::vector<float> first_;
 };
@@ -383,10 +383,10 @@ void out_of_time(int) {
 }
 
 }  // namespace
-}  // namespace fovea::attention
+}  // namespace fovea::attention::tuning
 
 int main(int argc, char** argv) {
-  using namespace fovea::attention;
+  using namespace fovea::attention::tuning;
   try {
     const Options options = parse(argc, argv);
     if (options.times()) {
