@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <map>
 
+#include "core/rng.h"
+
 namespace fovea::distributed {
 namespace {
 
@@ -197,6 +199,16 @@ void DataParallel::gather() {
   for (Bucket& bucket : buckets_)
     bucket.work = comm_.all_gather(bucket.weights, shard_of(bucket.weights), Mode::async);
   for (Bucket& bucket : buckets_) bucket.work.wait();
+}
+
+void DataParallel::check_weights() const {
+  uint64_t hash = 0;
+  for (const nn::NamedParameter& p : parameters_) {
+    const Tensor values = p.variable.value().to(kCpu);
+    const auto* bits = reinterpret_cast<const uint32_t*>(values.data<float>());
+    for (int64_t i = 0; i < values.numel(); ++i) hash = mix64(hash ^ bits[i]);
+  }
+  check_agree(comm_, "weights", hash);
 }
 
 // ---- state --------------------------------------------------------------------------------------

@@ -57,6 +57,9 @@ class DataParallel {
   // After own() has moved: the weights of all ranks. Nothing without shard.
   void gather();
 
+  // Throws on all ranks, naming one, unless they hold the same weights, bit for bit. Collective.
+  void check_weights() const;
+
   // Whole tensors on rank 0, in the order of parameters, from state of own() named
   // "<state>.<parameter>"; elsewhere empty. Without shard: `state`. Collective.
   NamedTensors whole(const NamedTensors& state) const;

@@ -310,6 +310,24 @@ TEST(TrainOnRanks, ARankThatFailsOrHangsEndsTheJobAndTheRestGoOn) {
   std::filesystem::remove_all(runs);
 }
 
+TEST(TrainOnRanks, WeightsThatWentAstrayAreNotSaved) {
+  const std::string error = error_of([] {
+    run_ranks(3, [](const Communicator& job) {
+      Experiment e;
+      load(e, {});
+      Trainer trainer(e, job);
+      trainer.step();
+      trainer.save();
+      if (job.rank() == 1) {
+        const Variable gain = trainer.model().module().parameters().back().variable;
+        gain.value().view({gain.value().numel()}).slice(0, 0, 1).fill_(0.125);
+      }
+      trainer.save();
+    });
+  });
+  EXPECT_NE(error.find("weights: rank 1 differs from rank 0"), std::string::npos) << error;
+}
+
 // A signal that reaches one rank stops all at one step.
 TEST(TrainOnRanks, ASignalStopsAllAtOneStep) {
   const std::filesystem::path runs =

@@ -369,6 +369,7 @@ Checkpoint Trainer::save() const {
   const auto whole = [this](const NamedTensors& state) {
     return parallel_ ? parallel_->whole(state) : state;
   };
+  if (parallel_) parallel_->check_weights();  // a rank that went astray spoils no checkpoint
   Checkpoint checkpoint;
   for (const nn::NamedParameter& p : parameters_)
     checkpoint.tensors.emplace_back("model." + p.name, p.variable.value());

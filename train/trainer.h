@@ -44,7 +44,8 @@ class Trainer {
   // the trainer. Refuses ranks that differ in version or config.
   explicit Trainer(Experiment& experiment, const distributed::Communicator& ranks = {});
 
-  // The whole state, of the optimizer on rank 0 alone. It loads on any number of ranks. load()
+  // The whole state, of the optimizer on rank 0 alone. It loads on any number of ranks. Throws
+  // unless the ranks hold the same weights. load()
   // throws naming the tensor that is missing or does not fit.
   Checkpoint save() const;
   void load(const Checkpoint& checkpoint);
