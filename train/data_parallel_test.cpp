@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "core/io/hdf5.h"
+#include "core/testing/devices.h"
 #include "distributed/threads.h"
 #include "train/trainer.h"
 
@@ -184,6 +185,30 @@ TEST(TrainOnRanks, RanksWithFewTargetsOrNoneWeighWhatTheyHave) {
   }
   std::filesystem::remove(path);
 }
+
+class TrainRanksOn : public OnDevices {};
+
+// Of a GPU device, which all ranks share: sums go through the host.
+TEST_P(TrainRanksOn, LossesAreThoseOfOneRank) {
+  const Flags flags{{"train.device", std::string(name(device().kind))},
+                    {"train.batch", "4"},
+                    {"model.layers", "1"},
+                    {"model.dim", "8"},
+                    {"data.val_samples", "2"}};
+  const Trained one = train(1, flags, 3);
+  for (const char* zero : {"0", "1"}) {
+    Flags many = flags;
+    many.push_back({"train.zero", zero});
+    const Trained two = train(2, many, 3);
+    expect_near(two.losses, one.losses, kRounding);
+    expect_near(two.norms, one.norms, kRounding);
+    EXPECT_NEAR(two.held_out, one.held_out, kRounding);
+    const Trained again = train(2, many, 3);
+    EXPECT_EQ(again.losses, two.losses);
+    EXPECT_EQ(again.state, two.state);
+  }
+}
+FOVEA_ON_DEVICES(TrainRanksOn);
 
 // Only the last micro-batch communicates: bytes of a step are those of the formula.
 TEST(TrainOnRanks, BytesOfAStepAreThoseOfTheFormula) {
