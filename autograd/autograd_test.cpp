@@ -88,6 +88,23 @@ TEST_P(Tape, ALeafUsedTwiceGetsBothGradients) {
   EXPECT_NEAR(x.grad().to_vector<double>()[0], 2.0 * value[0] + 5.0, 10.0 * epsilon());
 }
 
+TEST(Autograd, AHookIsCalledOncePerUseAfterTheGradientHasGrown) {
+  const Variable x = leaf({3}, "x");
+  std::vector<double> seen;
+  x.on_gradient([&] { seen.push_back(x.grad().to_vector<double>()[0]); });
+  const Variable once =
+      recompute([&](const Variables& in) { return Variables{mul(in[0], x)}; }, {leaf({3}, "y")})[0];
+  const Variable twice = scale(x, 2.0);
+  sum_all(add(add(once, twice), x)).backward();
+  ASSERT_EQ(seen.size(), 3u);  // newest first: x, 2 x, y x
+  EXPECT_EQ(seen[0], 1.0);
+  EXPECT_EQ(seen[1], 3.0);
+  EXPECT_EQ(seen[2], x.grad().to_vector<double>()[0]);
+  x.on_gradient(nullptr);
+  sum_all(x).backward();
+  EXPECT_EQ(seen.size(), 3u);
+}
+
 TEST_P(Tape, AnOutputThatNobodyUsesArrivesAsAbsent) {
   const Variable x = leaf({4}, "x");
   const Variables halves = record(make<HalvesFn>(), x);

@@ -168,6 +168,7 @@ void GraphAccess::run_backward(const std::vector<Variable>& roots, std::vector<T
         accumulate(inputs[i]->grad, std::move(gradient));
         if (input.gradient_group != MemoryGroup())
           inputs[i]->grad.set_memory_group(input.gradient_group);
+        if (input.on_gradient) input.on_gradient();
       }
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 // Variable: a Tensor that remembers how it was computed. A handle: copies share value and gradient.
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -20,7 +21,8 @@ struct VariableState {
   bool requires_grad = false;
   std::shared_ptr<Function> producer;
   int output = 0;
-  MemoryGroup gradient_group;  // of a leaf: what its gradients count to, if they have a name
+  MemoryGroup gradient_group;         // of a leaf: what its gradients count to, if they have a name
+  std::function<void()> on_gradient;  // of a leaf
 };
 }  // namespace detail
 
@@ -43,6 +45,9 @@ class Variable {
   const Tensor& grad() const { return state_->grad; }
   void set_grad(Tensor grad) const;
   void zero_grad() const { state_->grad = Tensor(); }
+  // Of a leaf: backward() calls f each time it has added to grad(), which is once for every use of
+  // the leaf in the graph. An empty f ends that.
+  void on_gradient(std::function<void()> f) const { state_->on_gradient = std::move(f); }
   // Replaces the value of a leaf (shape and dtype must stay).
   void set_value(Tensor value) const;
 

@@ -23,20 +23,25 @@ if(MPI_C_FOUND)
   target_compile_definitions(fovea_mpi INTERFACE FOVEA_MPI=1 FOVEA_MPI_SONAME="${soname}" FOVEA_MPI_LIBRARY="${library}")
 endif()
 
+# What starts the ranks of a test, up to their number; empty where there is no mpirun.
+set(FOVEA_MPIEXEC "")
+if(FOVEA_WITH_MPI AND MPIEXEC_EXECUTABLE)
+  set(FOVEA_MPIEXEC ${MPIEXEC_EXECUTABLE})
+  execute_process(COMMAND ${MPIEXEC_EXECUTABLE} --version OUTPUT_VARIABLE version ERROR_QUIET)
+  if(version MATCHES "Open MPI|OpenRTE")  # more ranks than cores, and containers
+    list(APPEND FOVEA_MPIEXEC --oversubscribe --allow-run-as-root)
+  endif()
+  list(APPEND FOVEA_MPIEXEC ${MPIEXEC_NUMPROC_FLAG})
+endif()
+
 # Runs the tests of distributed_tests that need processes: on 2, 3 and 4, and with one that fails.
 function(fovea_mpi_tests)
-  if(NOT FOVEA_WITH_MPI OR NOT MPIEXEC_EXECUTABLE)
+  if(NOT FOVEA_MPIEXEC)
     return()
-  endif()
-  execute_process(COMMAND ${MPIEXEC_EXECUTABLE} --version OUTPUT_VARIABLE version ERROR_QUIET)
-  set(flags "")
-  if(version MATCHES "Open MPI|OpenRTE")  # more ranks than cores, and containers
-    set(flags --oversubscribe --allow-run-as-root)
   endif()
   foreach(ranks 2 3 4)
     add_test(NAME distributed.mpi_${ranks}
-             COMMAND ${MPIEXEC_EXECUTABLE} ${flags} ${MPIEXEC_NUMPROC_FLAG} ${ranks}
-                     $<TARGET_FILE:distributed_tests> --gtest_filter=*/Mpi.*)
+             COMMAND ${FOVEA_MPIEXEC} ${ranks} $<TARGET_FILE:distributed_tests> --gtest_filter=*/Mpi.*)
     set_tests_properties(distributed.mpi_${ranks} PROPERTIES LABELS distributed TIMEOUT 300 PROCESSORS ${ranks}
                          ENVIRONMENT "OMP_NUM_THREADS=1;FOVEA_COMM_TIMEOUT=60")
   endforeach()
@@ -46,8 +51,7 @@ function(fovea_mpi_tests)
   set(kill "rank 2 with PID.*signal 9")
   foreach(way hang throw kill)
     add_test(NAME distributed.mpi_${way}
-             COMMAND ${MPIEXEC_EXECUTABLE} ${flags} ${MPIEXEC_NUMPROC_FLAG} 3
-                     $<TARGET_FILE:distributed_tests> --gtest_filter=*/MpiFailure.*)
+             COMMAND ${FOVEA_MPIEXEC} 3 $<TARGET_FILE:distributed_tests> --gtest_filter=*/MpiFailure.*)
     set_tests_properties(distributed.mpi_${way} PROPERTIES LABELS distributed TIMEOUT 60 PROCESSORS 2
                          PASS_REGULAR_EXPRESSION "${${way}}"
                          ENVIRONMENT "OMP_NUM_THREADS=1;FOVEA_TEST_FAILURE=${way}")

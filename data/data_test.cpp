@@ -345,17 +345,22 @@ TEST(Loader, SeekingGivesTheSameBatchesWithAnyPrefetchAndShards) {
   EXPECT_EQ(later.next().inputs.to_vector<int64_t>(), batches[5]);
   whole.seek(16);
   EXPECT_EQ(whole.next().inputs.to_vector<int64_t>(), batches[2]);
-  for (int64_t rank = 0; rank < 2; ++rank) {
-    options.rank = rank;
-    options.ranks = 2;
-    Loader part(source, options);
-    EXPECT_EQ(
-        part.next().inputs.to_vector<int64_t>(),
-        std::vector<int64_t>(batches[0].begin() + 4 * rank, batches[0].begin() + 4 * rank + 4));
+  for (const int64_t ranks : {1, 2, 3, 5, 8}) {
+    std::vector<int64_t> all;
+    for (int64_t rank = 0; rank < ranks; ++rank) {
+      options.rank = rank;
+      options.ranks = ranks;
+      Loader part(source, options);
+      const std::vector<int64_t> share = part.next().inputs.to_vector<int64_t>();
+      EXPECT_LE(static_cast<int64_t>(share.size()), (8 + ranks - 1) / ranks);
+      all.insert(all.end(), share.begin(), share.end());
+      EXPECT_EQ(part.position(), 8);
+    }
+    EXPECT_EQ(all, batches[0]) << ranks;
   }
   EXPECT_ERROR(later.seek(3), "no multiple of the batch of 8");
-  options.ranks = 3;
-  EXPECT_ERROR(Loader(source, options), "3 ranks do not divide a batch of 8");
+  options.ranks = 9;
+  EXPECT_ERROR(Loader(source, options), "a batch of 8 leaves some of 9 ranks without a sample");
 }
 
 TEST(Loader, AnErrorOfTheWorkerReachesTheCaller) {

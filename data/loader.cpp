@@ -28,8 +28,11 @@ int64_t shuffled(int64_t index, int64_t size, uint64_t seed, uint64_t epoch) {
 
 Loader::Loader(const Source& source, const LoaderOptions& options)
     : source_(source), options_(options) {
-  FOVEA_CHECK(options.batch >= 1 && options.ranks >= 1 && options.batch % options.ranks == 0,
-              "loader: ", options.ranks, " ranks do not divide a batch of ", options.batch);
+  FOVEA_CHECK(
+      options.batch >= 1 && options.ranks >= 1 && options.rank >= 0 && options.rank < options.ranks,
+      "loader: rank ", options.rank, " of ", options.ranks, ", a batch of ", options.batch);
+  FOVEA_CHECK(options.batch >= options.ranks, "loader: a batch of ", options.batch,
+              " leaves some of ", options.ranks, " ranks without a sample");
   FOVEA_CHECK(source.size() >= 1, "loader: the data set ", source.description().name,
               " has no samples");
 }
@@ -37,10 +40,10 @@ Loader::Loader(const Source& source, const LoaderOptions& options)
 Loader::~Loader() { stop(); }
 
 Batch Loader::make(int64_t position) const {
-  const int64_t share = options_.batch / options_.ranks, size = source_.size();
+  const int64_t size = source_.size(), end = options_.begin(options_.rank + 1);
   std::vector<Sample> samples;
-  for (int64_t i = 0; i < share; ++i) {
-    const int64_t ordinal = position + options_.rank * share + i;
+  for (int64_t i = options_.begin(options_.rank); i < end; ++i) {
+    const int64_t ordinal = position + i;
     const auto epoch = static_cast<uint64_t>(ordinal / size);
     const int64_t at = ordinal % size;
     samples.push_back({options_.shuffle ? shuffled(at, size, options_.seed, epoch) : at, epoch,

@@ -4,6 +4,7 @@
 // that is a keyed permutation of the indices; a batch may span epochs. The whole state is one
 // integer, the samples drawn so far. A thread prepares the next batches meanwhile.
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -20,8 +21,11 @@ struct LoaderOptions {
   uint64_t seed = 1;
   bool shuffle = true;
   int64_t rank = 0,
-          ranks = 1;     // this rank takes samples [rank, rank + 1) * batch / ranks of each batch
+          ranks = 1;     // this rank takes samples [begin(rank), begin(rank + 1)) of each batch
   int64_t prefetch = 2;  // batches made ahead
+
+  // Shares differ by one sample at most, the larger first.
+  int64_t begin(int64_t r) const { return batch / ranks * r + std::min(r, batch % ranks); }
 };
 
 // Position `index` of the permutation of [0, size) named by (seed, epoch): a Feistel network over
@@ -30,7 +34,7 @@ int64_t shuffled(int64_t index, int64_t size, uint64_t seed, uint64_t epoch);
 
 class Loader {
  public:
-  // `source` outlives the loader. Throws unless ranks divide the batch.
+  // `source` outlives the loader. Throws unless there is a sample for each rank.
   Loader(const Source& source, const LoaderOptions& options);
   ~Loader();
   Loader(const Loader&) = delete;

@@ -9,8 +9,9 @@
 namespace fovea::distributed {
 
 // Runs f on every rank of the job: this process is one where mpirun or srun started it (`ranks`
-// must then be 0 or their number), else `ranks` threads are (0: one). Throws what a rank threw;
-// main() says it and ends with end_mpi(status).
+// must then be 0 or their number), with its share of the machine's cores unless OMP_NUM_THREADS
+// says more; else `ranks` threads are (0: one). Throws what a rank threw; main() says it and ends
+// with end_mpi(status).
 void run_job(int ranks, const std::function<void(const Communicator&)>& f);
 
 }  // namespace fovea::distributed

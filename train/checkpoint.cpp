@@ -33,17 +33,19 @@ T parsed(const Checkpoint& checkpoint, const std::string& name) {
 int64_t Checkpoint::integer(const std::string& name) const { return parsed<int64_t>(*this, name); }
 double Checkpoint::number(const std::string& name) const { return parsed<double>(*this, name); }
 
-void Checkpoint::restore(const std::string& name, const Tensor& target) const {
-  for (const auto& [known, tensor] : tensors) {
-    if (known != name) continue;
-    FOVEA_CHECK(tensor.shape() == target.shape() && tensor.dtype() == target.dtype(), "checkpoint ",
-                source, ": ", name, " is ", tensor.dtype(), ' ', tensor.shape(),
-                " but the model needs ", target.dtype(), ' ', target.shape());
-    target.copy_(tensor);
-    return;
-  }
+const Tensor& Checkpoint::tensor(const std::string& name) const {
+  for (const auto& [known, tensor] : tensors)
+    if (known == name) return tensor;
   throw Error(concat("checkpoint ", source, ": tensor ", name,
                      " is missing; was it written by another model or optimizer?"));
+}
+
+void Checkpoint::restore(const std::string& name, const Tensor& target) const {
+  const Tensor& found = tensor(name);
+  FOVEA_CHECK(found.shape() == target.shape() && found.dtype() == target.dtype(), "checkpoint ",
+              source, ": ", name, " is ", found.dtype(), ' ', found.shape(),
+              " but the model needs ", target.dtype(), ' ', target.shape());
+  target.copy_(found);
 }
 
 void write_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint) {

@@ -24,6 +24,8 @@ struct Checkpoint {
   // The same as a number; throws when it is none.
   int64_t integer(const std::string& name) const;
   double number(const std::string& name) const;
+  // Throws naming the tensor when it is missing.
+  const Tensor& tensor(const std::string& name) const;
   // Copies a tensor into `target`; throws when it is missing or has another shape or dtype.
   void restore(const std::string& name, const Tensor& target) const;
 };

@@ -22,7 +22,7 @@ void TrainOptions::describe(config::Fields& f) {
   f.add("batch", batch, "samples (sequences or images) of one step, over all ranks",
         config::from_to(1, 1 << 24));
   f.add("micro_batch", micro_batch,
-        "samples of one forward pass, gradients accumulate; 0: the whole batch",
+        "a rank's samples in one forward pass, gradients accumulate; 0: all at once",
         config::from_to(0, 1 << 24));
   f.add("clip", clip, "largest global gradient norm; 0: no clipping", config::at_least(0.0));
   f.add("ema", ema, "decay of the averaged weights that evaluations use; 0: none",
@@ -35,9 +35,11 @@ void TrainOptions::describe(config::Fields& f) {
   f.add("precision", precision, "activations; master weights and statistics stay f32",
         config::one_of({"f32", "bf16"}));
   f.add("device", device, "where the step runs", config::one_of(device_names()));
-  f.add("threads", threads, "0: all cores", config::from_to(0, 1024));
+  f.add("threads", threads, "of a rank; 0: its share of the cores", config::from_to(0, 1024));
   f.add("graph", graph, "a step as one CUDA graph; auto: on a card, where the step can be captured",
         config::one_of({"auto", "on", "off"}));
+  f.add("zero", zero, "1: optimizer state and averages are spread over the ranks (ZeRO-1); 0: not",
+        config::from_to(0, 1));
   f.add("log_every", log_every, "steps between metrics lines", config::at_least(1));
   f.add("eval_every", eval_every, "steps between evaluations; 0: only at the end",
         config::at_least(0));
@@ -53,6 +55,17 @@ void TrainOptions::describe(config::Fields& f) {
   f.add("runs", runs, "folder in which the run folder is made", config::non_empty());
 }
 
+void MeshOptions::describe(config::Fields& f) {
+  constexpr double kMost = 1 << 16;
+  f.add("data", data, "ranks with samples of their own; 0: all that ring and ulysses leave",
+        config::from_to(0, kMost));
+  f.add("ring", ring, "ranks that share a sequence by its tokens", config::from_to(1, kMost));
+  f.add("ulysses", ulysses, "ranks that share a sequence by its heads", config::from_to(1, kMost));
+  f.add("bucket_bytes", bucket_bytes, "gradients that are summed over ranks at once",
+        config::from_to(1, 1 << 30), "bytes");
+  f.add("overlap", overlap, "sum gradients while backward computes the next ones");
+}
+
 Experiment::Experiment() : data(data::data_choice()), model(model_choice()) {}
 
 void Experiment::describe(config::Fields& f) {
@@ -62,6 +75,7 @@ void Experiment::describe(config::Fields& f) {
   f.section("optimizer", optimizer, "how weights move");
   f.section("schedule", schedule, "learning rate over steps");
   f.section("train", train, "the loop");
+  f.section("mesh", mesh, "how several ranks divide the work");
 }
 
 }  // namespace fovea::train

@@ -2,6 +2,7 @@
 #pragma once
 // The sections of an experiment's TOML file. Every key is also a flag: --optimizer.lr=3e-4.
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -15,7 +16,8 @@ namespace fovea::train {
 struct TrainOptions : config::Options {
   int64_t steps = 1000;     // optimizer steps
   int64_t batch = 32;       // samples (sequences or images) of one step, over all ranks
-  int64_t micro_batch = 0;  // samples of one forward pass; 0: all at once. Gradients accumulate
+  int64_t micro_batch = 0;  // a rank's samples in one forward pass, at most; 0: all at once.
+                            // Gradients accumulate
   double clip = 1.0;        // largest global gradient norm; 0: no clipping
   double ema = 0.0;         // decay of the averaged weights used for evaluation; 0: none
   double label_smoothing = 0.0;
@@ -23,8 +25,9 @@ struct TrainOptions : config::Options {
   int64_t seed = 1;
   std::string precision = "f32";  // activations: f32 | bf16; master weights and statistics stay f32
   std::string device = "cpu";
-  int64_t threads = 0;         // 0: all cores
+  int64_t threads = 0;         // of a rank; 0: its share of the cores
   std::string graph = "auto";  // whether steps are CUDA graphs: train/step_graph.h
+  int64_t zero = 0;  // 1: optimizer state and averaged weights are spread over the ranks (ZeRO-1)
 
   int64_t log_every = 10;      // steps between metrics lines
   int64_t eval_every = 200;    // steps between evaluations; 0: only at the end
@@ -40,6 +43,18 @@ struct TrainOptions : config::Options {
   Dtype compute() const { return precision == "bf16" ? Dtype::bf16 : Dtype::f32; }
 };
 
+// [mesh]: how the ranks of a job divide the work (distributed/mesh.h).
+struct MeshOptions : config::Options {
+  int64_t data = 0;  // ranks with samples of their own; 0: all that ring and ulysses leave
+  int64_t ring = 1, ulysses = 1;
+  int64_t bucket_bytes = 8 << 20;  // gradients are summed in pieces of about this size ...
+  bool overlap = true;             // ... while backward computes the next ones
+
+  void describe(config::Fields& f) override;
+  // Ranks of a program that is started alone and not told how many.
+  int64_t ranks() const { return std::max<int64_t>(data, 1) * ring * ulysses; }
+};
+
 // A whole experiment.
 struct Experiment : config::Options {
   Experiment();
@@ -51,6 +66,7 @@ struct Experiment : config::Options {
   OptimizerOptions optimizer;  // [optimizer]
   ScheduleOptions schedule;    // [schedule]
   TrainOptions train;          // [train]
+  MeshOptions mesh;            // [mesh]
 
   void describe(config::Fields& f) override;
 };

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 
 #include "core/cuda/device.h"
-#include "core/parallel.h"
-#include "train/bench/roof.h"
+#include "core/warning.h"
 #include "train/sampler.h"
 
 namespace fovea::train {
@@ -35,6 +35,19 @@ Device device_of(const TrainOptions& train) {
   return device;
 }
 
+// The mesh of a job. Ranks of another version or config are refused before they do anything.
+distributed::Mesh mesh_of(Experiment& experiment, const distributed::Communicator& ranks) {
+  const MeshOptions& mesh = experiment.mesh;
+  distributed::check_agree(ranks, "version of fovea", distributed::hash_of(FOVEA_VERSION));
+  distributed::check_agree(ranks, "config",
+                           distributed::hash_of(config::resolved_toml(experiment)));
+  FOVEA_CHECK(mesh.ring == 1 && mesh.ulysses == 1, "mesh: ring ", mesh.ring, " and ulysses ",
+              mesh.ulysses, ", but models do not share a sequence yet; use mesh.data alone");
+  distributed::MeshSizes sizes{static_cast<int>(mesh.data), 1, 1};
+  if (sizes.data == 0) sizes.data = ranks.size();
+  return {ranks, sizes};
+}
+
 // Evaluations come late in a run: held-out data that the model cannot take are refused at its
 // start.
 void check_held_out(const data::Description& train, const data::Description& val) {
@@ -52,24 +65,30 @@ void check_held_out(const data::Description& train, const data::Description& val
               val.context, " tokens are longer than the ", train.context, " of training");
 }
 
+NamedTensors under(const std::string& prefix, const NamedTensors& tensors) {
+  NamedTensors out;
+  for (const auto& [name, tensor] : tensors) out.emplace_back(prefix + name, tensor);
+  return out;
+}
+
 std::string exact(double value) {
   char text[40];
   std::snprintf(text, sizeof text, "%.17g", value);
   return text;
 }
 
-std::string fixed(double value, int digits) {
-  char text[40];
-  std::snprintf(text, sizeof text, "%.*f", digits, value);
-  return text;
-}
-
 }  // namespace
 
-Trainer::Trainer(Experiment& experiment)
-    : experiment_(experiment), device_(device_of(experiment.train)) {
+Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks)
+    : experiment_(experiment),
+      mesh_(mesh_of(experiment, ranks)),
+      device_(device_of(experiment.train)) {
   const TrainOptions& train = experiment.train;
-  if (train.threads > 0) set_num_threads(static_cast<int>(train.threads));
+  const bool alone = this->ranks().size() == 1;
+  if (train.threads > 0) {
+    const auto threads = static_cast<int>(train.threads);
+    alone ? set_num_threads(threads) : void(threads_.emplace(threads));
+  }
   FOVEA_CHECK(train.micro_batch == 0 || train.batch % train.micro_batch == 0, "train: micro_batch ",
               train.micro_batch, " does not divide batch ", train.batch);
   const auto seed = static_cast<uint64_t>(train.seed);
@@ -79,17 +98,44 @@ Trainer::Trainer(Experiment& experiment)
   data::LoaderOptions loader;
   loader.batch = train.batch;
   loader.seed = seed;
+  loader.rank = this->ranks().rank();
+  loader.ranks = this->ranks().size();
+  first_sample_ = loader.begin(loader.rank);
   loader_ = std::make_unique<data::Loader>(*train_source_, loader);
   model_ = make_model(experiment, data());
   model_->initialise(seed);
   model_->set_compute(train.compute());
   model_->module().to(device_);
   parameters_ = model_->module().parameters();
-  optimizer_ = make_optimizer(experiment.optimizer, parameters_);
-  if (train.ema > 0.0) ema_ = std::make_unique<Ema>(parameters_, train.ema);
+  if (!alone) join_ranks();
+  const Parameters& own = parallel_ ? parallel_->own() : parameters_;
+  optimizer_ = make_optimizer(experiment.optimizer, own);
+  if (train.ema > 0.0) ema_ = std::make_unique<Ema>(own, train.ema);
   graph_ =
       std::make_unique<StepGraph>(StepGraph::parse(train.graph, device_), device_, parameters_,
                                   [this](const data::Batch& batch) { return queue_step(batch); });
+}
+
+// Refuses what several ranks would not do as one does.
+void Trainer::join_ranks() {
+  const TrainOptions& train = experiment_.train;
+  const auto buffers = model_->module().buffers();
+  FOVEA_CHECK(buffers.empty(), "train: ", buffers.empty() ? "" : buffers.front().name,
+              " is a running statistic, which each of ", ranks().size(),
+              " ranks would take of its own samples; use another norm or one rank");
+  FOVEA_CHECK(train.zero == 0 || experiment_.optimizer.kind != "muon",
+              "train.zero = 1 cuts matrices into pieces, but optimizer muon needs them whole; use "
+              "train.zero = 0");
+  FOVEA_CHECK(train.graph != "on",
+              "train.graph is on, but steps of several ranks cannot be graphs "
+              "yet; use auto");
+  if (StepGraph::parse(train.graph, device_) != StepGraph::Use::off)
+    warn_once("train.graph: steps run without a graph: sums over ranks cannot be part of one yet");
+  distributed::DataParallelOptions options;
+  options.bucket_bytes = experiment_.mesh.bucket_bytes;
+  options.overlap = experiment_.mesh.overlap;
+  options.shard = train.zero == 1;
+  parallel_ = std::make_unique<distributed::DataParallel>(ranks(), parameters_, options);
 }
 
 // ---- one step -----------------------------------------------------------------------------------
@@ -99,9 +145,10 @@ Trainer::StepResult Trainer::step() { return step(loader_->next()); }
 Trainer::StepResult Trainer::step(const data::Batch& batch) {
   const TrainOptions& train = experiment_.train;
   const int64_t samples = batch.inputs.dim(0);
-  const auto scored = static_cast<double>(scored_positions(batch));
+  const double scored = agree_on_step(batch);
   FOVEA_CHECK(scored > 0, "train: step ", step_ + 1, ": no position of the batch has a target");
-  // Means over parts are weighted by their scored positions, so that accumulation changes nothing.
+  // Means over parts are weighted by their scored positions, so that neither accumulation nor ranks
+  // change anything.
   weights_.clear();
   const int64_t micro = micro_batch(samples);
   for (int64_t begin = 0; begin < samples; begin += micro)
@@ -112,39 +159,62 @@ Trainer::StepResult Trainer::step(const data::Batch& batch) {
   StepResult result;
   result.lr = learning_rate(experiment_.optimizer.lr, experiment_.schedule, step_, train.steps);
   model_->module().train();
-  std::vector<Tensor> losses;
-  if (device_.is_cpu()) {
-    step_on_cpu(batch, result, losses);
-  } else {
-    // A GPU is asked for the whole step before the host waits for its numbers.
-    optimizer_->advance(result.lr);
-    // A part that nobody scores is left out, which a graph cannot do.
-    const bool whole = std::find(weights_.begin(), weights_.end(), 0.0) == weights_.end();
-    const StepWork work = whole ? graph_->run(batch) : queue_step(batch);
-    result.grad_norm = work.norm.item();
-    losses = work.losses;
-  }
-  for (size_t i = 0; i < losses.size(); ++i) {
-    if (weights_[i] == 0.0) continue;
-    const double loss = losses[i].item();
-    check_loss(loss);
-    result.loss += weights_[i] * loss;
-  }
-  check_norm(result.grad_norm);
+  if (parallel_)
+    step_with_others(batch, result);
+  else if (device_.is_cpu())
+    step_on_cpu(batch, result);
+  else
+    step_on_device(batch, result);
   if (ema_) ema_->update();
   ++step_;
   return result;
 }
 
+// Scored positions of all ranks' parts of the batch. The ranks learn here of each other's signals.
+double Trainer::agree_on_step(const data::Batch& batch) {
+  const int64_t scored = scored_positions(batch);
+  if (!parallel_) return static_cast<double>(scored);
+  const int signal = stop_ != nullptr ? stop_->load() : 0;
+  const Tensor all = Tensor::from(
+      std::vector<int64_t>{scored, signal == SIGINT ? 1 : 0, signal == SIGTERM ? 1 : 0}, {3});
+  ranks().all_reduce(all).wait();
+  const int64_t* sums = all.data<int64_t>();
+  stopped_ = sums[2] > 0 ? SIGTERM : sums[1] > 0 ? SIGINT : 0;
+  return static_cast<double>(sums[0]);
+}
+
 // A bad loss or gradient ends the run before the weights move.
-void Trainer::step_on_cpu(const data::Batch& batch, StepResult& result,
-                          std::vector<Tensor>& losses) {
-  losses = accumulate(batch);
+void Trainer::step_on_cpu(const data::Batch& batch, StepResult& result) {
+  result.loss = own_loss(accumulate(batch));
   result.grad_norm = global_norm(parameters_);
   check_norm(result.grad_norm);
-  const double most = experiment_.train.clip;
-  optimizer_->step(result.lr,
-                   most > 0.0 && result.grad_norm > most ? most / result.grad_norm : 1.0);
+  optimizer_->step(result.lr, factor(result.grad_norm));
+}
+
+// A GPU is asked for the whole step before the host waits for its numbers.
+void Trainer::step_on_device(const data::Batch& batch, StepResult& result) {
+  optimizer_->advance(result.lr);
+  // A part that nobody scores is left out, which a graph cannot do.
+  const bool whole = std::find(weights_.begin(), weights_.end(), 0.0) == weights_.end();
+  const StepWork work = whole ? graph_->run(batch) : queue_step(batch);
+  result.grad_norm = work.norm.item();
+  result.loss = own_loss(work.losses);
+  check_norm(result.grad_norm);
+}
+
+// With other ranks, on every device alike: the host waits for the sums over ranks.
+void Trainer::step_with_others(const data::Batch& batch, StepResult& result) {
+  const double loss = own_loss(accumulate(batch));
+  parallel_->finish();
+  const Parameters& own = parallel_->own();
+  const bool shard = experiment_.train.zero == 1;
+  const double norm = shard ? global_norm(own) : 0.0;
+  const std::vector<double> sums = parallel_->sum({loss, norm * norm});
+  result.loss = sums[0];
+  result.grad_norm = shard ? std::sqrt(sums[1]) : global_norm(own);
+  check_norm(result.grad_norm);
+  optimizer_->step(result.lr, factor(result.grad_norm));
+  parallel_->gather();
 }
 
 // On a GPU device: captured and replayed, or done each time.
@@ -177,20 +247,41 @@ std::vector<Tensor> Trainer::accumulate(const data::Batch& batch) {
   }
   const int64_t samples = batch.inputs.dim(0), micro = micro_batch(samples);
   std::vector<Tensor> losses(weights_.size());
-  for (size_t part = 0; part < losses.size(); ++part) {
+  size_t last = losses.size();
+  while (last > 0 && weights_[last - 1] == 0.0) --last;
+  for (size_t part = 0; part < last; ++part) {
     if (weights_[part] == 0.0) continue;
-    random.first_sample = static_cast<int64_t>(part) * micro;
+    const int64_t begin = static_cast<int64_t>(part) * micro;
+    random.first_sample = first_sample_ + begin;
     const RandomScope scope(random);
-    const int64_t end = std::min(samples, random.first_sample + micro);
     const Variable loss =
-        model_->loss(moved(slice(batch, random.first_sample, end), device_), train);
+        model_->loss(moved(slice(batch, begin, std::min(samples, begin + micro)), device_), train);
     losses[part] = loss.value();
     if (device_.is_cpu()) check_loss(losses[part].item());
+    if (parallel_ && part + 1 == last) parallel_->arm();
     loss.backward(host_input(loss.shape(), Dtype::f32, device_, [this, part](void* to) {
       *static_cast<float*>(to) = static_cast<float>(weights_[part]);
     }));
   }
   return losses;
+}
+
+// This rank's part of the mean over the batch.
+double Trainer::own_loss(const std::vector<Tensor>& losses) const {
+  double sum = 0.0;
+  for (size_t i = 0; i < losses.size(); ++i) {
+    if (weights_[i] == 0.0) continue;
+    const double loss = losses[i].item();
+    check_loss(loss);
+    sum += weights_[i] * loss;
+  }
+  return sum;
+}
+
+// What clips a gradient of this norm.
+double Trainer::factor(double norm) const {
+  const double most = experiment_.train.clip;
+  return most > 0.0 && norm > most ? most / norm : 1.0;
 }
 
 void Trainer::check_loss(double loss) const {
@@ -204,27 +295,48 @@ void Trainer::check_loss(double loss) const {
 void Trainer::check_norm(double norm) const {
   FOVEA_CHECK(std::isfinite(norm), "train: the gradient of step ", step_ + 1,
               " is not finite; first bad tensor: ",
-              first_nonfinite(parameters_).value_or("none (the norm overflowed)"));
+              first_nonfinite(parallel_ ? parallel_->own() : parameters_)
+                  .value_or("none here (the norm overflowed, or another rank's part is bad)"));
 }
 
 // ---- evaluation ---------------------------------------------------------------------------------
 
-EvalSums Trainer::evaluate(int64_t samples) {
-  const int64_t all = val_source_->size();
-  const int64_t count = samples > 0 ? std::min(samples, all) : all;
-  const int64_t batch =
-      experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch : experiment_.train.batch;
+// f() with the averaged weights in the model, if there are any.
+template <typename F>
+auto Trainer::with_averages(F&& f) {
   std::optional<Ema::Swap> averaged;
+  const auto gather = [&] {
+    if (ema_ && parallel_) parallel_->gather();
+  };
   if (ema_) averaged.emplace(*ema_);
+  gather();
   model_->module().train(false);
-  EvalSums sums;
-  for (int64_t begin = 0; begin < count; begin += batch) {
-    std::vector<data::Sample> part;
-    for (int64_t i = begin; i < std::min(count, begin + batch); ++i)
-      part.push_back({i, 0, static_cast<uint64_t>(i)});
-    sums += model_->evaluate(moved(val_source_->make(part, 0), device_));
-  }
+  auto result = f();
   model_->module().train(true);
+  averaged.reset();
+  gather();
+  return result;
+}
+
+EvalSums Trainer::evaluate(int64_t samples) {
+  const int64_t all = val_source_->size(), P = ranks().size();
+  const int64_t count = samples > 0 ? std::min(samples, all) : all;
+  const int64_t batch = experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch
+                                                          : (experiment_.train.batch + P - 1) / P;
+  EvalSums sums = with_averages([&] {
+    EvalSums own;
+    for (int64_t begin = ranks().rank() * batch; begin < count; begin += P * batch) {
+      std::vector<data::Sample> part;
+      for (int64_t i = begin; i < std::min(count, begin + batch); ++i)
+        part.push_back({i, 0, static_cast<uint64_t>(i)});
+      own += model_->evaluate(moved(val_source_->make(part, 0), device_));
+    }
+    return own;
+  });
+  const Tensor total = Tensor::from(std::vector<double>{sums.loss, sums.correct, sums.scored}, {3});
+  ranks().all_reduce(total).wait();
+  const double* numbers = total.data<double>();
+  sums = {numbers[0], numbers[1], numbers[2]};
   FOVEA_CHECK(sums.scored > 0, "evaluate: no held-out position has a target");
   return sums;
 }
@@ -232,39 +344,42 @@ EvalSums Trainer::evaluate(int64_t samples) {
 std::string Trainer::sample_text(int64_t tokens) {
   const std::shared_ptr<const data::Tokenizer> tokenizer = data().tokenizer;
   if (model_->gpt() == nullptr || !tokenizer || tokens == 0) return "";
-  std::optional<Ema::Swap> averaged;
-  if (ema_) averaged.emplace(*ema_);
-  model_->module().train(false);
   SamplerOptions options;
   options.temperature = 0.8;
   options.seed = static_cast<uint64_t>(experiment_.train.seed);
   std::vector<int64_t> prompt{0};
-  std::string written;
   try {
     prompt = tokenizer->encode("\n");
   } catch (const Error&) {  // a vocabulary without line breaks: its first token opens the text
   }
-  generate(*model_->gpt(), prompt, tokens, options, [&](int64_t token) {
-    written += text_of(*tokenizer, token);
-    return true;
+  return with_averages([&] {
+    std::string written;
+    if (!root()) return written;
+    generate(*model_->gpt(), prompt, tokens, options, [&](int64_t token) {
+      written += text_of(*tokenizer, token);
+      return true;
+    });
+    return written;
   });
-  model_->module().train(true);
-  return written;
 }
 
 // ---- state --------------------------------------------------------------------------------------
 
 Checkpoint Trainer::save() const {
+  const auto whole = [this](const NamedTensors& state) {
+    return parallel_ ? parallel_->whole(state) : state;
+  };
+  if (parallel_) parallel_->check_weights();  // a rank that went astray spoils no checkpoint
   Checkpoint checkpoint;
   for (const nn::NamedParameter& p : parameters_)
     checkpoint.tensors.emplace_back("model." + p.name, p.variable.value());
   for (const nn::NamedBuffer& b : model_->module().buffers())
     checkpoint.tensors.emplace_back("model." + b.name, *b.tensor);
-  for (const auto& [name, tensor] : optimizer_->state())
+  for (const auto& [name, tensor] : whole(optimizer_->state()))
     checkpoint.tensors.emplace_back("optimizer." + name, tensor);
   if (ema_) {
-    for (const auto& [name, tensor] : ema_->state())
-      checkpoint.tensors.emplace_back("ema." + name, tensor);
+    for (const auto& [name, tensor] : whole(under("ema.", ema_->state())))
+      checkpoint.tensors.emplace_back(name, tensor);
   }
   checkpoint.attributes = {{"config", config::resolved_toml(experiment_)},
                            {"optimizer", experiment_.optimizer.kind},
@@ -285,12 +400,19 @@ void Trainer::load(const Checkpoint& checkpoint) {
     checkpoint.restore("model." + p.name, p.variable.value());
   for (const nn::NamedBuffer& b : model_->module().buffers())
     checkpoint.restore("model." + b.name, *b.tensor);
-  for (const auto& [name, tensor] : optimizer_->state())
-    checkpoint.restore("optimizer." + name, tensor);
+  // name is "<state>.<parameter>"
+  const auto restore = [&](const std::string& prefix, const std::string& name,
+                           const Tensor& target) {
+    if (!parallel_) return checkpoint.restore(prefix + name, target);
+    target.copy_(
+        parallel_->piece(name.substr(name.find('.') + 1), checkpoint.tensor(prefix + name)));
+  };
+  for (const auto& [name, tensor] : optimizer_->state()) restore("optimizer.", name, tensor);
   if (ema_) {
-    for (const auto& [name, tensor] : ema_->state()) checkpoint.restore("ema." + name, tensor);
+    for (const auto& [name, tensor] : under("ema.", ema_->state())) restore("", name, tensor);
   }
   step_ = checkpoint.integer("step");
+  distributed::check_agree(ranks(), "checkpoint", static_cast<uint64_t>(step_));
   optimizer_->set_steps(step_);
   loader_->seek(checkpoint.integer("samples"));
   seconds_ = checkpoint.number("seconds");
@@ -305,124 +427,6 @@ void Trainer::load_weights(const Checkpoint& checkpoint) {
     checkpoint.restore("model." + b.name, *b.tensor);
   ema_.reset();
   step_ = checkpoint.integer("step");
-}
-
-// ---- the loop -----------------------------------------------------------------------------------
-
-// Training time: evaluations, samples and checkpoints are not counted.
-struct Trainer::Clock {
-  using Steady = std::chrono::steady_clock;
-  Steady::time_point start = Steady::now();
-  double window_s = 0.0;  // since the last metrics line
-  int64_t window_steps = 0;
-  double step_s = 0.0;      // of one step, smoothed for the display
-  double peak_flops = 0.0;  // 0: the device's is not known
-
-  void begin() { start = Steady::now(); }
-  double end() {
-    const double seconds = std::chrono::duration<double>(Steady::now() - start).count();
-    window_s += seconds;
-    ++window_steps;
-    step_s = step_s == 0.0 ? seconds : 0.9 * step_s + 0.1 * seconds;
-    return seconds;
-  }
-};
-
-void Trainer::log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics,
-                       Progress& progress) {
-  const TrainOptions& train = experiment_.train;
-  const double units_a_step = static_cast<double>(train.batch * model_->units_per_sample());
-  const auto mfu = [&](double seconds) {
-    return clock.peak_flops > 0.0 ? model_->step_flops(train.batch) / seconds / clock.peak_flops
-                                  : -1.0;
-  };
-  ProgressState state{step_,
-                      train.steps,
-                      result.loss,
-                      result.lr,
-                      units_a_step / clock.step_s,
-                      model_->unit(),
-                      mfu(clock.step_s),
-                      clock.step_s * static_cast<double>(train.steps - step_),
-                      memory_stats(device_).live_bytes};
-  if (step_ % train.log_every == 0 || step_ == train.steps) {
-    const double a_step = clock.window_s / static_cast<double>(clock.window_steps);
-    Metrics record{step_,
-                   units(),
-                   seconds_,
-                   "train",
-                   {{"loss", result.loss},
-                    {"lr", result.lr},
-                    {"grad_norm", result.grad_norm},
-                    {"units_per_s", units_a_step / a_step},
-                    {"memory_bytes", static_cast<double>(memory_stats(device_).peak_bytes)}}};
-    if (mfu(a_step) >= 0.0) record.values.emplace_back("mfu", mfu(a_step));
-    metrics.write(record);
-    clock.window_s = 0.0;
-    clock.window_steps = 0;
-  }
-  state.bytes = memory_stats(device_).peak_bytes;
-  progress.update(state);
-}
-
-void Trainer::log_evaluation(const EvalSums& sums, const RunFolder& folder, MetricsWriter& metrics,
-                             Progress& progress) {
-  const double loss = sums.loss / sums.scored, accuracy = sums.correct / sums.scored;
-  metrics.write({step_,
-                 units(),
-                 seconds_,
-                 "val",
-                 {{"loss", loss}, {"accuracy", accuracy}, {"scored", sums.scored}}});
-  const bool better = !best_ || loss < *best_;
-  progress.message(concat("  step ", step_, ": held-out loss ", fixed(loss, 4), ", accuracy ",
-                          fixed(100.0 * accuracy, 2), " %", better ? "  (best)" : ""));
-  if (!better) return;
-  best_ = loss;
-  folder.save_best(save());
-}
-
-Outcome Trainer::train(const RunFolder& folder, const std::atomic<int>& stop, std::ostream& out,
-                       bool terminal) {
-  const TrainOptions& train = experiment_.train;
-  MetricsWriter metrics(folder.path(), step_);
-  Progress progress(out, terminal);
-  Clock clock;
-  if (device_.is_cpu()) clock.peak_flops = measured(product_roof(train.compute()));
-  Outcome outcome;
-  const int64_t first = step_;
-  int64_t saved = -1;
-  const auto save_now = [&] {
-    if (saved != step_) folder.save(save(), step_, train.keep_last);
-    saved = step_;
-  };
-  // A sample that cannot be made (a damaged image, say) ends the run, but costs none of the steps
-  // before it.
-  const auto next_batch = [&] {
-    try {
-      return loader_->next();
-    } catch (const std::exception&) {
-      if (step_ > first) save_now();
-      throw;
-    }
-  };
-  while (step_ < train.steps && stop == 0) {
-    clock.begin();
-    const StepResult result = step(next_batch());
-    seconds_ += clock.end();
-    outcome.train_loss = result.loss;
-    log_step(result, clock, metrics, progress);
-    const bool last = step_ == train.steps;
-    if (last || (train.eval_every > 0 && step_ % train.eval_every == 0)) {
-      outcome.held_out = evaluate(last ? 0 : train.eval_samples);
-      log_evaluation(*outcome.held_out, folder, metrics, progress);
-    }
-    if (last || (train.save_every > 0 && step_ % train.save_every == 0)) save_now();
-  }
-  if (stop != 0) save_now();
-  outcome.stopped_by = step_ < train.steps ? stop.load() : 0;
-  outcome.step = step_;
-  outcome.seconds = seconds_;
-  return outcome;
 }
 
 }  // namespace fovea::train

@@ -3,6 +3,10 @@
 // The training loop. One step: for every micro-batch forward and backward, clip by the global norm,
 // update, average. Everything a step does is a function of (checkpoint, config, step): resuming
 // gives the same bits as not stopping.
+//
+// Several ranks (data parallel) train as one: the batch is cut over them, the loss is the mean over
+// the scored positions of all, and gradients are summed (distributed/data_parallel.h). Constructor,
+// save, load, train, evaluate, sample_text and step are then calls of all ranks at once.
 
 #include <atomic>
 #include <chrono>
@@ -10,8 +14,11 @@
 #include <optional>
 #include <ostream>
 
+#include "core/parallel.h"
 #include "data/loader.h"
 #include "data/source.h"
+#include "distributed/data_parallel.h"
+#include "distributed/mesh.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 #include "train/model.h"
@@ -34,25 +41,27 @@ struct Outcome {
 class Trainer {
  public:
   // Builds data, model and optimizer; touches no file of the run folder. The experiment outlives
-  // the trainer.
-  explicit Trainer(Experiment& experiment);
+  // the trainer. Refuses ranks that differ in version or config.
+  explicit Trainer(Experiment& experiment, const distributed::Communicator& ranks = {});
 
-  // The whole state. load() throws naming the tensor that is missing or does not fit.
+  // The whole state, of the optimizer on rank 0 alone. It loads on any number of ranks. Throws
+  // unless the ranks hold the same weights. load()
+  // throws naming the tensor that is missing or does not fit.
   Checkpoint save() const;
   void load(const Checkpoint& checkpoint);
   // Only the weights (averaged ones where there are any): what evaluation and sampling need.
   void load_weights(const Checkpoint& checkpoint);
 
-  // Trains to the last step, or until `stop` holds a signal's number; logs to the run folder and
-  // the terminal.
-  Outcome train(const RunFolder& folder, const std::atomic<int>& stop, std::ostream& out,
+  // Trains to the last step, or until `stop` holds a signal's number on some rank; rank 0 logs to
+  // its run folder (null on others) and the terminal.
+  Outcome train(const RunFolder* folder, const std::atomic<int>& stop, std::ostream& out,
                 bool terminal);
 
   // Held-out sums, with the averaged weights if there are any. samples 0: all.
   EvalSums evaluate(int64_t samples);
 
   // Text that the (averaged) model writes after a line break; empty for models that are not about
-  // text.
+  // text, and on ranks but 0.
   std::string sample_text(int64_t tokens);
 
   // One optimizer step. Throws naming the first bad tensor when loss or gradient is not finite.
@@ -67,35 +76,52 @@ class Trainer {
   bool captured() const { return graph_->captured(); }
   const data::Description& data() const { return train_source_->description(); }
   int64_t completed_steps() const { return step_; }
+  const distributed::Communicator& ranks() const { return mesh_.data(); }
+  const distributed::DataParallel* data_parallel() const { return parallel_.get(); }
 
  private:
   struct Clock;
+  bool root() const { return ranks().rank() == 0; }
   StepResult step(const data::Batch& batch);
+  void join_ranks();
+  double agree_on_step(const data::Batch& batch);
   // Samples of a forward pass.
   int64_t micro_batch(int64_t samples) const {
     return experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch : samples;
   }
   std::vector<Tensor> accumulate(const data::Batch& batch);
-  void step_on_cpu(const data::Batch& batch, StepResult& result, std::vector<Tensor>& losses);
+  void step_on_cpu(const data::Batch& batch, StepResult& result);
+  void step_on_device(const data::Batch& batch, StepResult& result);
+  void step_with_others(const data::Batch& batch, StepResult& result);
   StepWork queue_step(const data::Batch& batch);
+  double own_loss(const std::vector<Tensor>& losses) const;
+  double factor(double norm) const;
+  template <typename F>
+  auto with_averages(F&& f);
   void check_loss(double loss) const;
   void check_norm(double norm) const;
   void log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics, Progress& progress);
-  void log_evaluation(const EvalSums& sums, const RunFolder& folder, MetricsWriter& metrics,
-                      Progress& progress);
+  void log_evaluation(const EvalSums& sums, MetricsWriter& metrics, Progress& progress,
+                      bool better);
   int64_t units() const { return step_ * experiment_.train.batch * model_->units_per_sample(); }
 
   Experiment& experiment_;
+  const distributed::Mesh mesh_;
+  std::optional<ThreadShare> threads_;
   Device device_;
   std::unique_ptr<data::Source> train_source_, val_source_;
   std::unique_ptr<data::Loader> loader_;
   std::unique_ptr<Model> model_;
   Parameters parameters_;
+  std::unique_ptr<distributed::DataParallel> parallel_;  // null of one rank
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Ema> ema_;
   std::unique_ptr<StepGraph> graph_;
   int64_t step_ = 0;
+  int64_t first_sample_ = 0;     // of this rank's part of a batch
   std::vector<double> weights_;  // of the step's micro-batches: their shares of scored positions
+  const std::atomic<int>* stop_ = nullptr;
+  int stopped_ = 0;  // what the ranks agreed on
   double seconds_ = 0.0;
   std::optional<double> best_;  // lowest held-out loss
 };

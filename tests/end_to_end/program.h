@@ -69,15 +69,17 @@ class EndToEnd : public testing::Test {
       const rlimit limit{file_bytes, file_bytes};
       setrlimit(RLIMIT_FSIZE, &limit);
     }
-    std::vector<char*> argv{const_cast<char*>("fovea")};
-    for (const std::string& argument : arguments)
-      argv.push_back(const_cast<char*>(argument.c_str()));
+    const char* program = std::getenv("FOVEA_PROGRAM");  // of the same build
+    std::vector<std::string> words = launcher;
+    words.emplace_back(program != nullptr ? program : FOVEA_PROGRAM);
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
     if (freopen((folder / "out").c_str(), "w", stdout) == nullptr ||
         freopen((folder / "error").c_str(), "w", stderr) == nullptr)
       _exit(126);
-    const char* program = std::getenv("FOVEA_PROGRAM");
-    execv(program != nullptr ? program : FOVEA_PROGRAM, argv.data());  // of the same build
+    execv(argv[0], argv.data());
     _exit(127);
   }
   Result finish(pid_t child) const {
@@ -115,6 +117,7 @@ class EndToEnd : public testing::Test {
   }
 
   fs::path folder;
+  std::vector<std::string> launcher;  // what starts the program: mpirun and its flags, or nothing
 };
 
 #define EXPECT_LINE(text, part) \

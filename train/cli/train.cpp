@@ -5,6 +5,8 @@
 #include <iostream>
 
 #include "core/io/file.h"
+#include "distributed/launch.h"
+#include "distributed/mpi.h"
 #include "nn/transformer.h"
 #include "train/cli/cli.h"
 #include "train/report/report.h"
@@ -34,8 +36,10 @@ void describe(const Experiment& experiment, Trainer& trainer, const RunFolder& f
     std::cout << " (" << d.channels << " x " << d.height << " x " << d.width << ", " << d.classes
               << " classes)";
   std::cout << ", " << experiment.train.precision << ", " << experiment.train.steps << " steps of "
-            << experiment.train.batch << '\n'
-            << folder.path().string() << std::endl;
+            << experiment.train.batch;
+  if (const int P = trainer.ranks().size(); P > 1)
+    std::cout << ", " << P << " ranks" << (experiment.train.zero == 1 ? ", ZeRO-1" : "");
+  std::cout << '\n' << folder.path().string() << std::endl;
 }
 
 // What asks for less memory, of the options that this experiment has.
@@ -58,16 +62,19 @@ std::string smaller_step(Experiment& experiment, const data::Description& d) {
 }
 
 // What a run leaves after its last step, the report last.
-void write_pages(const Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
-  if (const std::string text = trainer.sample_text(experiment.train.sample_tokens); !text.empty()) {
-    replace_file(folder.sample(), text + "\n");
+void write_pages(const Experiment& experiment, Trainer& trainer, const RunFolder* folder) {
+  const std::string text = trainer.sample_text(experiment.train.sample_tokens);
+  if (folder == nullptr) return;
+  if (!text.empty()) {
+    replace_file(folder->sample(), text + "\n");
     std::cout << "\n" << text << "\n\n";
   }
-  write_report({folder.path()}, folder.report());
+  write_report({folder->path()}, folder->report());
 }
 
-int run(Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
-  describe(experiment, trainer, folder);
+// On every rank; folder: of rank 0, null on others. Returns the exit code.
+int run(Experiment& experiment, Trainer& trainer, const RunFolder* folder) {
+  if (folder != nullptr) describe(experiment, trainer, *folder);
   Outcome outcome;
   try {
     outcome = trainer.train(folder, stop_signal, std::cout, isatty(STDOUT_FILENO) != 0);
@@ -75,18 +82,45 @@ int run(Experiment& experiment, Trainer& trainer, const RunFolder& folder) {
     fovea::detail::fail("train: ", error.what(), "; ", smaller_step(experiment, trainer.data()));
   }
   if (outcome.stopped_by != 0) {
+    if (folder == nullptr) return 0;  // rank 0's code is the job's
     std::cout << "stopped at step " << outcome.step << "; go on with: fovea resume "
-              << folder.path().string() << '\n';
+              << folder->path().string() << '\n';
     return 128 + outcome.stopped_by;
   }
   write_pages(experiment, trainer, folder);
+  if (folder == nullptr) return 0;
   if (outcome.held_out) {
     std::cout << "held-out loss " << outcome.held_out->loss / outcome.held_out->scored
               << " nats, accuracy " << 100.0 * outcome.held_out->correct / outcome.held_out->scored
               << " %, after " << short_time(outcome.seconds) << " of training\n";
   }
-  std::cout << "report: " << folder.report().string() << '\n';
+  std::cout << "report: " << folder->report().string() << '\n';
   return 0;
+}
+
+using Job = std::function<void(Experiment&, const distributed::Communicator&)>;
+
+// f on every rank, with the experiment that `load` fills. Started alone, as many ranks as asked for
+// (0: as the experiment's mesh has) are threads; a wrong config is then told before there are any.
+void run_on_ranks(int ranks, const std::function<void(Experiment&)>& load, const Job& f) {
+  if (!distributed::started_by_mpi()) {
+    Experiment experiment;
+    load(experiment);
+    if (ranks == 0) ranks = static_cast<int>(std::min<int64_t>(experiment.mesh.ranks(), 1 << 16));
+    if (ranks == 1) return f(experiment, {});
+  }
+  distributed::run_job(ranks, [&](const distributed::Communicator& job) {
+    Experiment experiment;
+    load(experiment);
+    f(experiment, job);
+  });
+}
+
+void add_ranks(CLI::App& verb, int& ranks) {
+  verb.add_option("--ranks", ranks,
+                  "ranks that divide each batch, as threads; of mpirun's processes, their number "
+                  "(0: what the mesh says)")
+      ->check(whole_number(0, 4096));
 }
 
 // --device and --precision are so common that they need no section before them.
@@ -117,41 +151,61 @@ void add_train(CLI::App& program, int& status) {
     config::print_help(experiment, out);
     return out.str();
   });
-  train->callback([train, config, &status] {
+  auto ranks = std::make_shared<int>(0);
+  add_ranks(*train, *ranks);
+  train->callback([train, config, ranks, &status] {
     catch_signals();
     if (config->empty()) throw config::ConfigError("config: the name of the file is empty");
-    Experiment experiment;
-    config::load(experiment, *config, flags_of(train->remaining()));
-    Trainer trainer(
-        experiment);  // before the folder: whatever does not fit is said before anything is created
-    const RunFolder folder = RunFolder::create(experiment.train.runs, experiment.name,
-                                               config::resolved_toml(experiment));
-    status = run(experiment, trainer, folder);
+    const auto flags = flags_of(train->remaining());
+    run_on_ranks(
+        *ranks, [&](Experiment& experiment) { config::load(experiment, *config, flags); },
+        [&](Experiment& experiment, const distributed::Communicator& job) {
+          // Before the folder: whatever does not fit is said before anything is created.
+          Trainer trainer(experiment, job);
+          std::optional<RunFolder> folder;
+          if (job.rank() == 0)
+            folder = RunFolder::create(experiment.train.runs, experiment.name,
+                                       config::resolved_toml(experiment));
+          const int code = run(experiment, trainer, folder ? &*folder : nullptr);
+          if (job.rank() == 0) status = code;
+        });
   });
 
   CLI::App* resume = program.add_subcommand(
       "resume", "go on with a run from its last checkpoint, as if it had never stopped");
   auto path = std::make_shared<std::string>();
   resume->add_option("RUN", *path, "run folder")->required();
-  resume->callback([path, &status] {
+  auto resumed_ranks = std::make_shared<int>(0);
+  add_ranks(*resume, *resumed_ranks);
+  resume->callback([path, ranks = resumed_ranks, &status] {
     catch_signals();
-    const RunFolder folder = RunFolder::open(*path);
-    Experiment experiment;
-    load_experiment(experiment, folder);
-    std::vector<std::string> skipped;
-    const Checkpoint checkpoint = folder.latest(skipped);
-    for (const std::string& line : skipped) std::cerr << "fovea: passing over " << line << '\n';
-    Trainer trainer(experiment);
-    trainer.load(checkpoint);
-    if (trainer.completed_steps() >= experiment.train.steps) {
-      std::cout << folder.path().string() << ": all " << experiment.train.steps
-                << " steps are done\n";
-      if (!std::filesystem::exists(folder.report()))
-        write_pages(experiment, trainer, folder);  // killed after its last step
-      return;
-    }
-    std::cout << "from step " << trainer.completed_steps() << ": ";
-    status = run(experiment, trainer, folder);
+    const RunFolder opened = RunFolder::open(*path);
+    const auto load = [&](Experiment& experiment) {
+      load_experiment(experiment, opened);
+      // Checkpoints fit any number of ranks.
+      if (*ranks > 0 || distributed::started_by_mpi()) experiment.mesh.data = 0;
+    };
+    run_on_ranks(*ranks, load, [&](Experiment& experiment, const distributed::Communicator& job) {
+      const RunFolder* folder = job.rank() == 0 ? &opened : nullptr;
+      std::vector<std::string> skipped;
+      const Checkpoint checkpoint = opened.latest(skipped);
+      for (const std::string& line : skipped)
+        if (folder != nullptr) std::cerr << "fovea: passing over " << line << '\n';
+      Trainer trainer(experiment, job);
+      trainer.load(checkpoint);
+      if (trainer.completed_steps() >= experiment.train.steps) {
+        const bool complete = std::filesystem::exists(opened.report());
+        job.barrier();  // before rank 0 writes it
+        if (folder != nullptr)
+          std::cout << opened.path().string() << ": all " << experiment.train.steps
+                    << " steps are done\n";
+        if (!complete) write_pages(experiment, trainer, folder);  // killed after its last step
+        return;
+      }
+      if (folder != nullptr) std::cout << "from step " << trainer.completed_steps() << ": ";
+      const int code = run(experiment, trainer, folder);
+      if (folder != nullptr) status = code;
+    });
   });
 }
 

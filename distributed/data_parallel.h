@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Data parallel training: every rank computes the gradient of its own samples, and all move the
+// same weights by the sum. The loss is a sum over the whole batch, so gradients are summed, never
+// averaged.
+//
+// Parameters lie behind one another in flat buckets, those that backward reaches first in the
+// first. A bucket is sent while backward goes on, as soon as its last gradient is there, in order:
+// with shard = false by an all_reduce; with shard = true (ZeRO-1, 1910.02054) by a reduce_scatter
+// that leaves each rank the sum of its own part, from which it alone moves its part of the weights,
+// with the optimizer's state of that part; an all_gather brings the weights back together.
+//
+// Bytes sent by a rank in a step, P ranks, n elements in all buckets with their padding, K
+// parameters; for both (P-1)/P (2 n 4 + 2 (K + numbers) 8).
+//
+// Both ways give the same bits, on all ranks: sums over ranks are the communicator's fixed tree.
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "distributed/communicator.h"
+#include "nn/module.h"
+
+namespace fovea::distributed {
+
+struct DataParallelOptions {
+  int64_t bucket_bytes = 8 << 20;  // a bucket is sent when it has about as many
+  bool shard = false;
+  bool overlap = true;  // else buckets are sent after backward
+};
+
+class DataParallel {
+ public:
+  using Parameters = std::vector<nn::NamedParameter>;
+  using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
+
+  // parameters: contiguous f32 on one device, the same on all ranks (else refused on all, by
+  // hash). With shard their values move into flat memory. Collective.
+  DataParallel(const Communicator& comm, Parameters parameters, const DataParallelOptions& options);
+  ~DataParallel();
+  DataParallel(const DataParallel&) = delete;
+  DataParallel& operator=(const DataParallel&) = delete;
+
+  // What this rank moves: the parameters, or its pieces of them as views, under the same names:
+  // [1, n] of a matrix or more, [n] of a vector.
+  const Parameters& own() const { return options_.shard ? pieces_ : parameters_; }
+
+  // The next backward pass is this rank's last of the step: what arrives is final. One that does
+  // not come (no sample of this rank counts) adds nothing.
+  void arm();
+  // Sends what is left and waits: the gradients of own() are sums over the ranks.
+  void finish();
+  // Sums of `numbers` over the ranks. After it a parameter that has no gradient on any rank has
+  // none.
+  std::vector<double> sum(std::vector<double> numbers);
+  // After own() has moved: the weights of all ranks. Nothing without shard.
+  void gather();
+
+  // Throws on all ranks, naming one, unless they hold the same weights, bit for bit. Collective.
+  void check_weights() const;
+
+  // Whole tensors on rank 0, in the order of parameters, from state of own() named
+  // "<state>.<parameter>"; elsewhere empty. Without shard: `state`. Collective.
+  NamedTensors whole(const NamedTensors& state) const;
+  // This rank's piece of a whole tensor of the named parameter. Without shard: `whole`.
+  Tensor piece(const std::string& parameter, const Tensor& whole) const;
+
+  int64_t elements() const;  // n above
+  size_t buckets() const { return buckets_.size(); }
+  // Of the last step: how many were sent before backward had ended.
+  size_t early_buckets() const { return early_; }
+
+ private:
+  // Of a bucket's n elements, the parameter's are [begin, begin + numel).
+  struct Part {
+    size_t parameter;
+    int64_t begin;
+  };
+  struct Bucket {
+    int64_t n = 0;  // a multiple of the ranks
+    std::vector<Part> parts;
+    Tensor gradients, weights;  // [n] f32; weights with shard
+    int64_t missing = 0;        // parameters whose last gradient is still to come
+    Work work;
+  };
+  // The part of a parameter that is this rank's: elements [from, from + n) of it, at `at` of the
+  // bucket.
+  struct Piece {
+    size_t parameter, bucket;
+    int64_t from, n, at;
+  };
+
+  void make_buckets();
+  void make_pieces();
+  void arrived(size_t parameter);
+  void send_ready();
+  void send(Bucket& bucket);
+  // Pieces of `rank`, in order.
+  std::vector<Piece> pieces_of(int rank) const;
+  Tensor shard_of(const Tensor& flat) const;
+
+  const Communicator comm_;
+  const Parameters parameters_;
+  const DataParallelOptions options_;
+  std::vector<Bucket> buckets_;
+  std::vector<size_t> bucket_of_;  // by parameter
+  Parameters pieces_;
+  std::vector<Piece> places_;  // of pieces_
+
+  bool armed_ = false;
+  size_t next_ = 0, early_ = 0;    // buckets sent
+  std::vector<double> present_;    // by parameter: whether this rank had a gradient
+  std::vector<int64_t> arrivals_;  // of this backward
+  std::vector<int64_t> uses_;      // arrivals of the first; empty: there was none yet
+};
+
+}  // namespace fovea::distributed
