@@ -97,8 +97,8 @@ void print_best(const Plan& plan) {
   if (plan.rows.empty()) return;
   const PlanRow& best = plan.rows.front();
   const MemoryCost& m = best.memory;
-  std::cout << "memory of a rank: parameters " << bytes(m.parameters) << ", gradients "
-            << bytes(m.gradients) << ", optimizer " << bytes(m.optimizer);
+  std::cout << "memory of a rank at the peak of a step: parameters " << bytes(m.parameters)
+            << ", gradients " << bytes(m.gradients) << ", optimizer " << bytes(m.optimizer);
   if (m.averages > 0) std::cout << ", averages " << bytes(m.averages);
   std::cout << ", activations " << bytes(m.activations) << ", logits " << bytes(m.logits);
   if (best.division.ranks() > 1) std::cout << ", exchange " << bytes(m.exchange);
@@ -112,6 +112,10 @@ void print_best(const Plan& plan) {
     std::cout << "sent by a rank for gradients: "
               << bytes(gradient_bytes(plan.sizes, best.division)) << " a step\n";
   std::cout << short_count(best.tokens_per_s) << " tokens/s\n";
+  if (best.division.mesh.ring * best.division.mesh.ulysses > 1)
+    std::cout
+        << "note: fovea train cuts batches over mesh.data; it does not cut samples over ring or "
+           "ulysses yet\n";
 }
 
 void run(const Arguments& a, const std::vector<std::string>& extras) {

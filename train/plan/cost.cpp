@@ -55,6 +55,7 @@ double block_activations(const GptSizes& z, double T) {
       2 * T * (4 * C + e * C + 8);  // sums of both norms (f32), their results, statistics
   bytes += T * (e * (number(z.qkv_columns()) + HD) + 4 * number(z.heads));  // qkv; out, lse
   bytes += T * e * number(z.up_columns() + z.hidden);  // before and after the activation
+  bytes += 2 * T * e * C;                              // what both sublayers give to the stream
   if (z.norms_of_heads) bytes += T * e * number((z.heads + z.kv_heads) * z.head_dim);
   if (z.compute != Dtype::f32) bytes += e * number(z.block_matrices());  // casts of f32 masters
   return bytes;
@@ -75,10 +76,12 @@ MemoryCost memory_cost(const GptSizes& z, const Division& d) {
   const double kept = z.recompute ? p.T * (4 + p.e) * p.C : block;  // the stream and its delta
   const double ends = p.T * (4 * p.C + 8 + p.e * p.C) +             // the last norm
                       (z.compute != Dtype::f32 ? p.e * number(z.head_matrix()) : 0.0) +
-                      p.T * (8 + 8 + 8);  // tokens, targets, log-sums
+                      p.T * (8 + 8 + 8) +  // tokens, targets, log-sums
+                      (z.position_added ? p.T * 4 * p.C : 0.0);
   const double saved = p.L * kept + ends;
-  // Gradients between the ops of a block's backward: of the stream, of both sides of the MLP.
-  const double between = p.T * (8 * p.C + 2 * p.e * p.F);
+  // Gradients between the ops of a block's backward: of the stream, twice, and of one side of the
+  // MLP (the other takes the place of what it is the gradient of).
+  const double between = p.T * (8 * p.C + p.e * p.F);
   const bool flat = ranks > 1;  // gradients lie in buckets that stay
 
   // Two moments may be the peak: the start of backward, when all is saved and the logits have their

@@ -103,6 +103,7 @@ GptSizes gpt_sizes(Experiment& experiment, std::optional<int64_t> vocab) {
   z.tied_head = gpt->tied_head;
   z.recompute = gpt->recompute;
   z.positions = gpt->positions == "learned" ? gpt->context : 0;
+  z.position_added = gpt->positions != "none";
   z.compute = experiment.train.compute();
   read_attention(z, gpt->attention);
   if (vocab) {

@@ -18,6 +18,7 @@ struct GptSizes {
   int64_t tokens = 0;     // N of a sample
   int64_t positions = 0;  // rows of a learned table; 0: none
   bool bias = true, attention_bias = true, layer_norm = true, swiglu = false, tied_head = true;
+  bool position_added = false;  // learned or sinusoidal
   bool recompute = false, sink = false, norms_of_heads = false;
   Dtype compute = Dtype::f32;
   attention::MaskOptions mask;  // the model is causal beside it

@@ -153,6 +153,10 @@ std::string why_best(const Plan& plan) {
     size_t most = 0;
     for (size_t t = 0; t < a.size(); ++t)
       if (b[t].value - a[t].value > b[most].value - a[most].value) most = t;
+    if (next.time.total() < 1.001 * best.time.total()) {
+      text += concat("; ", describe(next.division), " is as fast");
+      break;
+    }
     char more[64];
     std::snprintf(more, sizeof more, "%.3g ms (%.1f %%)",
                   1e3 * (next.time.total() - best.time.total()),

@@ -75,7 +75,6 @@ TEST(Plan, MemoryIsWithinAFifthOfTheAllocators) {
        {Flags{{"train.batch", "16"}},
         Flags{{"model.layers", "4"}, {"model.mlp", "swiglu"}, {"model.norm", "rms"}},
         Flags{{"train.precision", "bf16"}, {"train.batch", "32"}, {"train.ema", "0.9"}},
-        Flags{{"model.dim", "256"}, {"train.batch", "2"}},
         Flags{{"model.recompute", "true"}, {"model.layers", "6"}, {"train.batch", "32"}},
         Flags{{"train.micro_batch", "8"}, {"train.batch", "32"}, {"optimizer.kind", "sgd"}},
         Flags{{"data.vocab_size", "4096"}, {"train.batch", "4"}}}) {
