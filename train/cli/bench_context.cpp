@@ -81,11 +81,20 @@ BenchOverRanks add_bench_context(CLI::App& attention) {
       ->check(CLI::IsMember({"contiguous", "striped", "zigzag", "dispatched"}));
   attention.add_option("--kv-heads", a->bench.kv_heads, "over ranks; 0: as many as heads")
       ->check(whole_number(0, 1 << 16));
-  return [a](const std::string& shape, Dtype dtype, double seconds, Device device,
-             const std::string& json) {
+  return [a, &attention](const std::string& shape, Dtype dtype, double seconds, Device device,
+                         const std::string& json) {
     ContextBench& bench = a->bench;
-    if (a->ranks == 0 && a->ring == 0 && a->ulysses == 0 && !distributed::started_by_mpi())
+    if (a->ranks == 0 && a->ring == 0 && a->ulysses == 0 && !distributed::started_by_mpi()) {
+      for (const char* option : {"--mask", "--strategy", "--order", "--kv-heads"}) {
+        if (attention.count(option) > 0)
+          throw config::ConfigError(concat("bench: ", option,
+                                           " is of attention over ranks; say how many with "
+                                           "--ranks"));
+      }
       return false;
+    }
+    if (attention.count("--causal") > 0)
+      throw config::ConfigError("bench: over ranks the mask is named with --mask, not --causal");
     if (a->ring > 0 || a->ulysses > 0)
       bench.mesh = {1, std::max(1, a->ring), std::max(1, a->ulysses)};
     int ranks = a->ranks;

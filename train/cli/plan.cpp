@@ -136,6 +136,7 @@ void run(const Arguments& a, const std::vector<std::string>& extras) {
           ? described(a)
           : measure_machine(sizes, samples * sizes.tokens, parse_device(train.device), a.devices);
   const Plan plan = make_plan(sizes, machine, experiment, {a.devices, a.mixer == "linear"});
+  FOVEA_CHECK(a.draw.empty() || !plan.rows.empty(), "plan: there is no mesh to draw");
   std::cout << "gpt with " << sizes.parameters() << " parameters, " << sizes.layers << " x "
             << sizes.dim << ", " << sizes.heads << " heads (" << sizes.kv_heads << " of keys) of "
             << sizes.head_dim << ", vocabulary " << sizes.vocab << ", " << train.batch
@@ -149,10 +150,7 @@ void run(const Arguments& a, const std::vector<std::string>& extras) {
   print_rows(plan, a.all ? plan.rows.size() : 20);
   print_best(plan);
   if (!a.json.empty()) replace_file(a.json, to_json(plan).dump(2) + "\n");
-  if (!a.draw.empty()) {
-    FOVEA_CHECK(!plan.rows.empty(), "plan: there is no mesh to draw");
-    replace_file(a.draw, draw(plan, plan.rows.front().division));
-  }
+  if (!a.draw.empty()) replace_file(a.draw, draw(plan, plan.rows.front().division));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -16,21 +17,22 @@
 namespace fovea::train {
 namespace {
 
-// Of the best of several calls, after one.
+// The median of several calls, after one: a shared machine's best is not what a step gets.
 double seconds_of(Device device, const std::function<void()>& f) {
   f();
-  double best = INFINITY, spent = 0.0;
-  for (int i = 0; i < 5 || (spent < 0.3 && i < 200); ++i) {
+  std::vector<double> times;
+  for (double spent = 0.0; times.size() < 7 || (spent < 0.5 && times.size() < 500);
+       spent += times.back()) {
     wait_for(device);
     const auto start = std::chrono::steady_clock::now();
     f();
     wait_for(device);
-    const double took =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::min(best, took);
-    spent += took;
+    times.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
-  return best;
+  std::nth_element(times.begin(), times.begin() + static_cast<int64_t>(times.size() / 2),
+                   times.end());
+  return times[times.size() / 2];
 }
 
 Tensor random(const Shape& shape, Dtype dtype, Device device) {
@@ -78,17 +80,21 @@ double parse_quantity(const std::string& option, const std::string& text, const 
     const auto power = static_cast<double>(number);
     return unit == "s" ? std::pow(1e3, power - 3.0) : std::pow(binary ? 1024.0 : 1e3, power + 1.0);
   }();
-  FOVEA_CHECK(code == std::errc{} && std::isfinite(value) && value > 0.0 && scale > 0.0,
-              "plan: ", option, " is \"", text, "\"; expected a positive number of ", unit,
-              ", as in ",
-              unit == "B"     ? "141GiB"
-              : unit == "B/s" ? "450GB/s"
-              : unit == "s"   ? "5us"
-                              : "600TFLOP/s");
+  if (code != std::errc{} || !std::isfinite(value) || value <= 0.0 || scale == 0.0)
+    throw config::ConfigError(concat("plan: ", option, " is \"", text,
+                                     "\"; expected a positive number of ", unit, ", as in ",
+                                     unit == "B"     ? "141GiB"
+                                     : unit == "B/s" ? "450GB/s"
+                                     : unit == "s"   ? "5us"
+                                                     : "600TFLOP/s"));
   return value * scale;
 }
 
 Machine measure_machine(const GptSizes& z, int64_t rows, Device device, int64_t devices) {
+  FOVEA_CHECK(
+      device.kind != Device::Kind::interpreted,
+      "plan: the speed of the interpreted device means nothing; describe a device (--flops, "
+      "--memory, ...) or set train.device");
   const auto share = 1.0 / static_cast<double>(devices);
   Machine m;
   m.measured = true;

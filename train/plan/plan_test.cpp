@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/allocator.h"
+#include "core/parallel.h"
 #include "data/source.h"
 #include "distributed/context_attention.h"
 #include "distributed/launch.h"
@@ -71,6 +72,7 @@ TEST(Plan, ParametersAreThoseOfTheModel) {
 
 // What a step holds at its peak, against the allocator.
 TEST(Plan, MemoryIsWithinAFifthOfTheAllocators) {
+  const ThreadShare one(1);
   for (const Flags& flags :
        {Flags{{"train.batch", "16"}},
         Flags{{"model.layers", "4"}, {"model.mlp", "swiglu"}, {"model.norm", "rms"}},
@@ -265,6 +267,22 @@ TEST(Plan, PicturesHoldEveryStretch) {
     EXPECT_NE(svg.find(stretch), std::string::npos) << stretch;
   d.mesh = {1, 128, 1};
   EXPECT_NE(error_of([&] { draw(plan, d); }).find("at most 64"), std::string::npos);
+}
+
+TEST(Plan, MeasuresThisMachine) {
+  Experiment experiment = experiment_of({});
+  const GptSizes z = gpt_sizes(experiment);
+  const Machine m = measure_machine(z, 512, kCpu, 2);
+  EXPECT_TRUE(m.measured);
+  for (const double rate : {m.products, m.attention, m.attention_backward, m.memory_bandwidth}) {
+    EXPECT_GT(rate, 1e6);
+    EXPECT_LT(rate, 1e15);
+  }
+  EXPECT_EQ(m.bandwidth, m.memory_bandwidth / 2);
+  EXPECT_NE(error_of([&] {
+              measure_machine(z, 512, Device{Device::Kind::interpreted, 0}, 1);
+            }).find("means nothing"),
+            std::string::npos);
 }
 
 TEST(Plan, QuantitiesAndWhatIsNone) {
