@@ -16,7 +16,7 @@ void print(const std::vector<ContextRow>& rows, int ranks, const std::string& js
   std::cout << std::left << std::setw(24) << concat(ranks, " ranks") << std::setw(13) << "strategy"
             << std::setw(6) << "R x U" << std::setw(12) << " order" << std::right << std::setw(9)
             << "allowed" << std::setw(9) << "balance" << std::setw(9) << "by step" << std::setw(12)
-            << "forward ms" << std::setw(13) << "backward ms" << std::setw(14) << "GFLOP/s a rank"
+            << "forward ms" << std::setw(13) << "backward ms" << std::setw(17) << "GFLOP/s a rank"
             << std::setw(10) << "waiting" << std::setw(14) << "bytes sent"
             << "  against the formula\n";
   nlohmann::json all = nlohmann::json::array();
@@ -28,7 +28,7 @@ void print(const std::vector<ContextRow>& rows, int ranks, const std::string& js
               << std::setprecision(1) << std::setw(7) << 100 * row.allowed << " %"
               << std::setprecision(3) << std::setw(9) << row.balance.total << std::setw(9)
               << row.balance.stepwise << std::setprecision(2) << std::setw(12) << row.forward_ms
-              << std::setw(13) << row.backward_ms << std::setprecision(1) << std::setw(14)
+              << std::setw(13) << row.backward_ms << std::setprecision(1) << std::setw(17)
               << row.gflops << std::setprecision(0) << std::setw(8) << 100 * row.waiting << " %"
               << std::setw(14) << row.sent_bytes << "  "
               << (more == 0 ? "exact" : concat(more > 0 ? "+" : "", more, " bytes")) << '\n';
