@@ -101,6 +101,7 @@ static int run(int argc, char** argv) {
   cli::add_data(program, status);
   cli::add_op(program, status);
   cli::add_bench(program, status);
+  cli::add_plan(program, status);
   cli::add_doctor(program, status);
   try {
     cli::check_verbs(program, argc, argv);

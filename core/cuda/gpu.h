@@ -10,6 +10,8 @@
 //
 // FOVEA_CUDA and FOVEA_INTERPRETED say which of them this build has (CMake option FOVEA_CUDA).
 
+#include <cstdlib>
+
 #include "core/device.h"
 #include "core/error.h"
 
@@ -27,6 +29,13 @@ Stream stream_of(Device device);
 namespace detail {
 template <typename... T>
 void ignore(const T&...) {}
+// What a call of a function that is not in this build is worth: a value of any type, never made.
+struct Nothing {
+  template <typename T>
+  operator T() const {
+    std::abort();
+  }
+};
 }  // namespace detail
 
 }  // namespace fovea
@@ -48,7 +57,8 @@ void ignore(const T&...) {}
 #elif defined(FOVEA_INTERPRETED)
 #define FOVEA_GPU_CALL(device, function, ...) ::fovea::interpreted::function(__VA_ARGS__)
 #else
-#define FOVEA_GPU_CALL(device, function, ...) \
-  (::fovea::detail::ignore(__VA_ARGS__),      \
-   ::fovea::detail::fail(#function ": device ", device, " is not in this build"))
+#define FOVEA_GPU_CALL(device, function, ...)                                     \
+  (::fovea::detail::ignore(__VA_ARGS__),                                          \
+   ::fovea::detail::fail(#function ": device ", device, " is not in this build"), \
+   ::fovea::detail::Nothing{})
 #endif

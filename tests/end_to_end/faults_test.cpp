@@ -47,7 +47,7 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
            {{""}, "unknown verb \"\""},
            {{"trian"},
             "unknown verb \"trian\"; expected one of train resume eval sample report data op bench "
-            "doctor; did you "
+            "plan doctor; did you "
             "mean train?"},
            {{"data", "prepar", text},
             "unknown verb \"data prepar\"; expected one of prepare inspect; did you mean prepare?"},
@@ -97,6 +97,16 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
             "unknown key data.contxt; did you mean data.context?"},
            {{"op", "check", golden, "--dtype", "f16"}, "--dtype: f16 not in {f64,f32,bf16}"},
            {{"op", "run", golden}, "--out is required"},
+           {{"bench", "attention", "--mask", "full"}, "--mask is of attention over ranks"},
+           {{"bench", "attention", "--ranks", "2", "--causal", "1"}, "--mask, not --causal"},
+           {{"bench", "attention", "--ranks", "2", "--mask", "casual"}, "--mask: casual not in"},
+           {{"plan"}, "CONFIG is required"},
+           {{"plan", toml, "--model.dimm=3"}, "unknown key model.dimm; did you mean model.dim?"},
+           {{"plan", toml, "--devices", "0"}, "--devices: expected an integer from 1 to 65536"},
+           {{"plan", toml, "--latency", "5"},
+            "--latency is \"5\"; expected a positive number of s, as in 5us"},
+           {{"plan", toml, "--memory", "-1GiB"}, "--memory is \"-1GiB\""},
+           {{"plan", toml, "--mixer", "delta"}, "--mixer: delta not in {config,linear}"},
            {{"bench", "step", "--heads", "0"}, "--heads: expected an integer from 1"},
            {{"bench", "gemm", "--seconds", "nan"}, "--seconds: expected a number from 0"}}) {
     expect_refused(arguments, 2, part);
@@ -123,6 +133,12 @@ TEST_F(Faults, UnknownVerbsFlagsAndValuesAreNamed) {
            {{"op", "check", golden, "--device", "gpu"},
             "expected cpu, cuda, cuda:N or interpreted, found \"gpu\""},
            {{"op", "run", golden, "--out", text + "/x.h5"}, "text.txt/x.h5: Not a directory"},
+           {{"plan", toml, "--memory", "1GiB", "--data.path=" + at("none")}, "none"},
+           {{"plan", "experiments/vision/vit_cifar10.toml", "--vocab", "9"},
+            "expected a model of kind \"gpt\", found \"vit\""},
+           {{"plan", toml, "--flops", "1TFLOP/s", "--devices", "251", "--draw", at("x.svg")},
+            "there is no mesh to draw"},
+           {{"bench", "attention", "--ranks", "3", "--strategy", "usp"}, "usp makes groups of 2"},
            {{"bench", "attention", "--shapes", "axb"}, "shape \"axb\"; expected BxHxNxD"},
            {{"bench", "gemm", "--seconds", "0", "--json", text + "/x"}, "Not a directory"}}) {
     expect_refused(arguments, 1, part);
@@ -169,8 +185,8 @@ TEST_F(Faults, HelpNamesEverythingAVerbCanDo) {
     EXPECT_EQ(r.status, 0);
     for (const std::string& part : parts) EXPECT_LINE(r.out, part);
   };
-  expect({}, {"train", "resume", "eval", "sample", "report", "data", "op", "bench", "doctor",
-              "--version"});
+  expect({}, {"train", "resume", "eval", "sample", "report", "data", "op", "bench", "plan",
+              "doctor", "--version"});
   Words keys{"--name",
              "--model.kind",
              "--model.patch",

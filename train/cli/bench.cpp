@@ -60,7 +60,11 @@ void add_bench(CLI::App& program, int&) {
       bench->add_subcommand("attention", "softmax attention forward, backward and both");
   attention->add_option("--shapes", shapes, "B x H x N x D, as in 1x4x4096x64")->delimiter(',');
   attention->add_option("--causal", causal, "0 or 1")->capture_default_str();
+  static const BenchOverRanks over_ranks = add_bench_context(*attention);
   attention->callback([] {
+    if (over_ranks(shapes.empty() ? "1x8x4096x64" : shapes.front(), parse_dtype(dtype), seconds,
+                   parse_device(device), json))
+      return;
     print(bench_attention(
               shapes.empty() ? std::vector<std::string>{"1x4x4096x64", "8x6x256x64"} : shapes,
               parse_dtype(dtype), causal, seconds, parse_device(device)),

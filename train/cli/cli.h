@@ -20,6 +20,12 @@ void add_data(CLI::App& program, int& status);
 void add_op(CLI::App& program, int& status);
 void add_bench(CLI::App& program, int& status);
 void add_bench_comm(CLI::App& bench);  // bench comm
+// bench attention over ranks: adds its options. What it returns runs them, or says that the command
+// line asked for none.
+using BenchOverRanks = std::function<bool(const std::string& shape, Dtype dtype, double seconds,
+                                          Device device, const std::string& json)>;
+BenchOverRanks add_bench_context(CLI::App& attention);
+void add_plan(CLI::App& program, int& status);
 void add_doctor(CLI::App& program, int& status);
 
 // A value of an option from `least` to `most`, both allowed; anything else is told in one line.
