@@ -92,10 +92,11 @@ TEST(TrainOnRanks, RanksWithFewTargetsOrNoneWeighWhatTheyHave) {
     Flags flags = data;
     flags.insert(flags.end(), more.begin(), more.end());
     const Trained one = train(1, flags);
-    for (const int ranks : {3, 4}) {
+    for (const auto& [ranks, ring] : {std::pair{3, "1"}, {4, "1"}, {4, "2"}}) {
       for (const char* zero : {"0", "1"}) {
         Flags many = flags;
         many.push_back({"train.zero", zero});
+        many.push_back({"mesh.ring", ring});
         const Trained found = train(ranks, many);
         expect_near(found.losses, one.losses, kRounding);
         expect_near(found.norms, one.norms, kRounding);
