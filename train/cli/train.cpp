@@ -123,7 +123,7 @@ void run_on_ranks(int ranks, const std::function<void(Experiment&)>& load, const
 
 void add_ranks(CLI::App& verb, int& ranks) {
   verb.add_option("--ranks", ranks,
-                  "ranks that divide each batch, as threads; of mpirun's processes, their number "
+                  "ranks that divide each step, as threads; of mpirun's processes, their number "
                   "(0: what the mesh says)")
       ->check(whole_number(0, 4096));
 }
@@ -190,8 +190,9 @@ void add_train(CLI::App& program, int& status) {
     std::vector<config::Flag> mesh = config::parse_flags(resume->remaining());
     for (const config::Flag& flag : mesh)
       if (!flag.key.starts_with("mesh."))
-        throw config::ConfigError(
-            concat("resume: ", flag.key, " is the run's; only mesh.* may change"));
+        throw config::ConfigError(concat("resume: --", flag.key,
+                                         " not expected; a run goes on as its config says, only "
+                                         "--mesh.* may change"));
     // Checkpoints fit any number of ranks.
     if (*ranks > 0 || distributed::started_by_mpi() || !mesh.empty())
       mesh.insert(mesh.begin(), {"mesh.data", "0"});
