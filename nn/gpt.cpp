@@ -56,12 +56,18 @@ Gpt::Gpt(const GptOptions& options, int64_t vocab, const MixerFactory& mixer)
   }
 }
 
-Variable Gpt::embed(const Tensor& ids, int64_t first) const {
+Variable Gpt::embed(const Tensor& ids, int64_t first, const SequencePart* part) const {
   FOVEA_CHECK(ids.rank() == 2, "gpt: expected token ids [B, N], found ", ids.shape());
-  const int64_t end = first + ids.dim(1);
+  FOVEA_CHECK(part == nullptr || ids.dim(1) == part->tokens(), "gpt: ids ", ids.shape(),
+              " of a part of ", part->tokens(), " tokens");
+  const int64_t end = part != nullptr ? part->whole() : first + ids.dim(1);
   FOVEA_CHECK(end <= options_.context || options_.positions == "none", "gpt: ", end,
               " tokens, but the model was built for a context of ", options_.context);
   const Variable x = embedding(token_, ids);
+  const Tensor& table = position_.defined() ? position_.value() : sinusoids_;
+  if (part != nullptr && table.defined())
+    return add(x, embedding(position_.defined() ? position_ : Variable(table.to(x.dtype())),
+                            part->positions()));
   if (position_.defined()) return add(x, slice(position_, 0, first, end));
   if (sinusoids_.defined()) return add(x, Variable(sinusoids_.slice(0, first, end).to(x.dtype())));
   return x;
@@ -71,13 +77,14 @@ Variable Gpt::head(const Variable& h) const {
   return linear(h, head_ ? head_->weight : token_, Variable());
 }
 
-Variable Gpt::forward(const Tensor& ids, const Tensor& documents) {
+Variable Gpt::forward(const Tensor& ids, const Tensor& documents, const SequencePart* part) {
   const MemoryLabel label(activations());
   MixerContext context;
   context.causal = true;
   context.documents = documents;
-  const Residual stream =
-      blocks_.forward(dropout(embed(ids, 0), options_.dropout, *this), context, compute_);
+  context.part = part;
+  const Residual stream = blocks_.forward(
+      dropout(embed(ids, 0, part), options_.dropout, *this, part), context, compute_);
   return head(norm_->add_forward(stream.x, stream.delta, compute_)[1]);
 }
 

@@ -34,8 +34,12 @@ class Gpt : public Module {
   Gpt(const GptOptions& options, int64_t vocab, const MixerFactory& mixer);
 
   // ids i64 [B, N], N <= context -> logits [B, N, vocab] in the compute dtype. documents: i32 [B,
-  // N] or absent.
-  Variable forward(const Tensor& ids, const Tensor& documents = Tensor());
+  // N] or absent. part: ids [B, n] and the logits are this part of the sequences; documents are of
+  // all their tokens.
+  Variable forward(const Tensor& ids, const Tensor& documents = Tensor(),
+                   const SequencePart* part = nullptr);
+  // Why not; empty: forward takes such a part.
+  std::string refuses(const SequencePart& part) const { return blocks_.refuses(part); }
 
   GptState make_state(int64_t batch, int64_t max_tokens) const;
   // ids i64 [B, n], the next n tokens -> f32 logits [B, vocab] after the last of them.
@@ -52,7 +56,8 @@ class Gpt : public Module {
   const Block& block(size_t layer) const { return blocks_[layer]; }
 
  private:
-  Variable embed(const Tensor& ids, int64_t first_position) const;
+  Variable embed(const Tensor& ids, int64_t first_position,
+                 const SequencePart* part = nullptr) const;
   Variable head(const Variable& h) const;
 
   GptOptions options_;

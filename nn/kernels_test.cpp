@@ -394,6 +394,35 @@ TEST(Dropout,
   }
 }
 
+// Tokens 2, 3 and 7 of 9, then 0, 4 and 8.
+const SequencePart kSomeTokens(9, {{2, 1, 2}, {7, 1, 1}, {0, 4, 3}});
+
+TEST(Dropout, APartOfASequenceIsDroppedAsInTheWhole) {
+  Linear owner(1, 1);
+  owner.initialise(1);
+  for (const int64_t channels : {1, 7, 16}) {
+    const RandomScope random(5, 2, 3);
+    const auto whole = dropout(Variable(Tensor::full({2, 9, channels}, 1.0)), 0.4, owner)
+                           .value()
+                           .to_vector<float>();
+    std::vector<float> expected;
+    for (size_t b = 0; b < 2; ++b)
+      for (const int64_t token : {2, 3, 7, 0, 4, 8})
+        for (int64_t c = 0; c < channels; ++c)
+          expected.push_back(whole[b * static_cast<size_t>(9 * channels) +
+                                   static_cast<size_t>(token * channels + c)]);
+    for (const Dtype dtype : {Dtype::f32, Dtype::f64}) {
+      const Variable x(Tensor::full({2, 6, channels}, 1.0, dtype), true);
+      const Variable y = dropout(x, 0.4, owner, &kSomeTokens);
+      EXPECT_EQ(y.value().to(Dtype::f32).to_vector<float>(), expected) << channels;
+      y.backward(Tensor::full(y.shape(), 1.0, dtype));
+      EXPECT_EQ(x.grad().to(Dtype::f32).to_vector<float>(), expected) << channels;
+    }
+    EXPECT_THROW(dropout(Variable(Tensor::full({2, 9, channels}, 1.0)), 0.4, owner, &kSomeTokens),
+                 Error);
+  }
+}
+
 TEST(Dropout, Gradients) {
   Linear owner(1, 1);
   gradcheck(

@@ -3,6 +3,8 @@
 
 namespace fovea::nn {
 
+std::string Mixer::refuses(const SequencePart&) const { return "takes whole sequences only"; }
+
 std::unique_ptr<MixerState> Mixer::make_state(int64_t, int64_t) {
   throw Error(concat(path(), ": this kind of mixer has no decode step"));
 }

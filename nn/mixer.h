@@ -7,6 +7,7 @@
 #include <string>
 
 #include "nn/module.h"
+#include "nn/sequence_part.h"
 
 namespace fovea::nn {
 
@@ -19,6 +20,9 @@ struct MixerContext {
   int64_t prefix_tokens = 0;  // tokens in front of the grid that are not part of it (a class token)
   // i32 [B, N] document of each token, -1 = padding (absent: one document).
   Tensor documents;
+  // x is this part of a sequence, of which everything above tells (absent: x is all of it). It
+  // outlives the backward pass.
+  const SequencePart* part = nullptr;
 };
 
 // What a layer remembers between decode steps (keys and values, a recurrent state).
@@ -32,6 +36,8 @@ class Mixer : public Module {
  public:
   // x [B, N, C] -> [B, N, C]
   virtual Variable forward(const Variable& x, const MixerContext& context) = 0;
+  // Why forward does not take such a part of a sequence; empty: it does.
+  virtual std::string refuses(const SequencePart& part) const;
 
   // Decoding: a fresh state for `batch` sequences of at most max_tokens, and one call for the next
   // n >= 1 tokens x [B, n, C] -> [B, n, C]. The default says that this mixer cannot decode.

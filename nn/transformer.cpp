@@ -58,19 +58,23 @@ Block::Block(const TransformerOptions& options, int64_t layer, std::unique_ptr<M
   declare("mlp", mlp_);
 }
 
-Variable Block::drop(const Variable& x, const Module& owner) const {
-  return nn::drop_path(dropout(x, dropout_, owner), drop_path_, owner);
+Variable Block::drop(const Variable& x, const Module& owner, const SequencePart* part) const {
+  return nn::drop_path(dropout(x, dropout_, owner, part), drop_path_, owner);
 }
 
 Residual Block::forward(const Residual& in, const MixerContext& context, Dtype compute) const {
   const MemoryLabel label(activations());
+  if (context.part != nullptr) {
+    const std::string why = mixer_->refuses(*context.part);
+    FOVEA_CHECK(why.empty(), mixer_->path(), ": ", why);
+  }
   const auto attend = [&](const Variable& to) {
     const MemoryLabel inner(mixer_->activations());
-    return drop(mixer_->forward(to, context), *mixer_);
+    return drop(mixer_->forward(to, context), *mixer_, context.part);
   };
   const auto feed_forward = [&](const Variable& to) {
     const MemoryLabel inner(mlp_.activations());
-    return drop(mlp_.forward(to), mlp_);
+    return drop(mlp_.forward(to), mlp_, context.part);
   };
   Variable x = in.x, h;
   if (in.delta.defined()) {
@@ -137,6 +141,13 @@ std::vector<std::unique_ptr<MixerState>> Stack::make_states(int64_t batch,
   std::vector<std::unique_ptr<MixerState>> states;
   for (const auto& block : blocks_) states.push_back(block->mixer().make_state(batch, max_tokens));
   return states;
+}
+
+std::string Stack::refuses(const SequencePart& part) const {
+  std::string why;
+  for (const auto& block : blocks_)
+    if (why.empty()) why = block->mixer().refuses(part);
+  return why;
 }
 
 double Stack::forward_flops(int64_t batch, int64_t tokens) const {

@@ -56,7 +56,7 @@ class Block : public Module {
 
  private:
   // Dropout and DropPath of one sublayer; `owner` names the random streams.
-  Variable drop(const Variable& x, const Module& owner) const;
+  Variable drop(const Variable& x, const Module& owner, const SequencePart* part) const;
 
   double dropout_, drop_path_;
   Norm norm1_, norm2_;
@@ -79,6 +79,8 @@ class Stack : public Module {
                 Dtype compute) const;
   std::vector<std::unique_ptr<MixerState>> make_states(int64_t batch, int64_t max_tokens) const;
 
+  // Why a block's mixer does not take such a part of a sequence; empty: all do.
+  std::string refuses(const SequencePart& part) const;
   double forward_flops(int64_t batch, int64_t tokens) const;
   const Block& operator[](size_t layer) const { return *blocks_[layer]; }
 

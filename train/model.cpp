@@ -44,17 +44,28 @@ EvalSums score(const Variable& logits, const Tensor& targets) {
 // Next-token prediction: inputs i64 [B, N], targets i64 [B, N].
 class LanguageModel final : public Model {
  public:
-  LanguageModel(const nn::GptOptions& options, int64_t vocab, const nn::MixerFactory& mixer)
-      : gpt_(options, vocab, mixer) {}
+  LanguageModel(const nn::GptOptions& options, int64_t vocab, const nn::MixerFactory& mixer,
+                std::string attention)
+      : gpt_(options, vocab, mixer), attention_(std::move(attention)) {}
   nn::Module& module() override { return gpt_; }
   void initialise(uint64_t seed) override { gpt_.initialise(seed, gpt_.options().init_scale); }
   void set_compute(Dtype compute) override { gpt_.set_compute(compute); }
-  Variable loss(const data::Batch& batch, const TrainOptions& options) override {
-    return nn::cross_entropy(gpt_.forward(batch.inputs), batch.targets, loss_options(options));
+  Variable loss(const data::Batch& batch, const TrainOptions& options,
+                const nn::SequencePart* part) override {
+    return nn::cross_entropy(gpt_.forward(batch.inputs, Tensor(), part), batch.targets,
+                             loss_options(options));
   }
-  EvalSums evaluate(const data::Batch& batch) override {
+  EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) override {
     const NoGrad no_grad;
-    return score(gpt_.forward(batch.inputs), batch.targets);
+    return score(gpt_.forward(batch.inputs, Tensor(), part), batch.targets);
+  }
+  std::string refuses(const nn::SequencePart& part) const override {
+    const std::string why = gpt_.refuses(part);
+    return why.empty()
+               ? why
+               : concat(
+                     "attention ", attention_, ' ', why,
+                     attention_ == "softmax_attention" ? "" : ", softmax_attention parts of them");
   }
   double step_flops(int64_t samples) const override {
     return 3.0 * gpt_.forward_flops(samples, gpt_.options().context);
@@ -65,6 +76,7 @@ class LanguageModel final : public Model {
 
  private:
   nn::Gpt gpt_;
+  std::string attention_;  // its kind
 };
 
 // Classification: inputs f32 [B, C, H, W], targets i64 [B] or soft targets f32 [B, classes].
@@ -76,16 +88,18 @@ class ImageModel final : public Model {
   nn::Module& module() override { return vit_; }
   void initialise(uint64_t seed) override { vit_.initialise(seed, vit_.options().init_scale); }
   void set_compute(Dtype compute) override { vit_.set_compute(compute); }
-  Variable loss(const data::Batch& batch, const TrainOptions& options) override {
+  Variable loss(const data::Batch& batch, const TrainOptions& options,
+                const nn::SequencePart*) override {
     const Variable logits = vit_.forward(Variable(batch.inputs));
     if (batch.soft_targets.defined())
       return nn::cross_entropy_soft(logits, batch.soft_targets, loss_options(options));
     return nn::cross_entropy(logits, batch.targets, loss_options(options));
   }
-  EvalSums evaluate(const data::Batch& batch) override {
+  EvalSums evaluate(const data::Batch& batch, const nn::SequencePart*) override {
     const NoGrad no_grad;
     return score(vit_.forward(Variable(batch.inputs)), batch.targets);
   }
+  std::string refuses(const nn::SequencePart&) const override { return "images are not cut"; }
   double step_flops(int64_t samples) const override { return 3.0 * vit_.forward_flops(samples); }
   int64_t units_per_sample() const override { return 1; }
   const char* unit() const override { return "img"; }
@@ -136,7 +150,8 @@ std::unique_ptr<Model> make_model(Experiment& experiment, const data::Descriptio
                 experiment.data.kind(), "\" gives images");
     FOVEA_CHECK(data.context <= gpt->context, "model: context ", gpt->context,
                 " is shorter than the data's sequences of ", data.context, " tokens");
-    return std::make_unique<LanguageModel>(*gpt, data.vocab_size, mixer_factory(gpt->attention));
+    return std::make_unique<LanguageModel>(*gpt, data.vocab_size, mixer_factory(gpt->attention),
+                                           gpt->attention.kind());
   }
   auto* vit = dynamic_cast<VitModelOptions*>(&experiment.model.options());
   FOVEA_CHECK(vit != nullptr, "model: unknown kind \"", experiment.model.kind(), '"');

@@ -29,9 +29,13 @@ class Model {
   virtual void initialise(uint64_t seed) = 0;
   virtual void set_compute(Dtype compute) = 0;
   // Mean loss over the scored positions of `batch`, as a scalar Variable.
-  virtual Variable loss(const data::Batch& batch, const TrainOptions& options) = 0;
+  // part: the batch holds this part of its sequences.
+  virtual Variable loss(const data::Batch& batch, const TrainOptions& options,
+                        const nn::SequencePart* part) = 0;
   // Without gradient, in evaluation mode: no smoothing, no dropout.
-  virtual EvalSums evaluate(const data::Batch& batch) = 0;
+  virtual EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) = 0;
+  // Why the model does not take such a part; empty: it does.
+  virtual std::string refuses(const nn::SequencePart& part) const = 0;
   // Forward and backward (twice the forward) of `samples` samples.
   virtual double step_flops(int64_t samples) const = 0;
   // Tokens (GPT) or images (ViT) in one sample; and what the progress bar calls them.

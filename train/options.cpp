@@ -61,6 +61,11 @@ void MeshOptions::describe(config::Fields& f) {
         config::from_to(0, kMost));
   f.add("ring", ring, "ranks that share a sequence by its tokens", config::from_to(1, kMost));
   f.add("ulysses", ulysses, "ranks that share a sequence by its heads", config::from_to(1, kMost));
+  f.add("order", order, "which tokens of a sequence the ranks of a ring have",
+        config::one_of({"zigzag", "contiguous", "striped"}));
+  f.add("strategy", strategy,
+        "how ranks of a ring see each other's keys: passed on, or all at once",
+        config::one_of({"ring", "gather"}));
   f.add("bucket_bytes", bucket_bytes, "gradients that are summed over ranks at once",
         config::from_to(1, 1 << 30), "bytes");
   f.add("overlap", overlap, "sum gradients while backward computes the next ones");

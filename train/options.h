@@ -46,7 +46,9 @@ struct TrainOptions : config::Options {
 // [mesh]: how the ranks of a job divide the work (distributed/mesh.h).
 struct MeshOptions : config::Options {
   int64_t data = 0;  // ranks with samples of their own; 0: all that ring and ulysses leave
-  int64_t ring = 1, ulysses = 1;
+  int64_t ring = 1, ulysses = 1;  // ranks that share samples, cut along the sequence:
+  std::string order = "zigzag";   // which tokens a rank of the ring has (distributed/layout.h), and
+  std::string strategy = "ring";  // how it gets to see the keys of others (context_attention.h)
   int64_t bucket_bytes = 8 << 20;  // gradients are summed in pieces of about this size ...
   bool overlap = true;             // ... while backward computes the next ones
 

@@ -179,8 +179,9 @@ struct Images {
   }
   StepWork queue(const data::Batch& batch) {
     model->module().zero_grad();
-    const Variable loss = model->loss(
-        {batch.inputs.to(device), batch.targets, batch.soft_targets.to(device)}, experiment.train);
+    const Variable loss =
+        model->loss({batch.inputs.to(device), batch.targets, batch.soft_targets.to(device)},
+                    experiment.train, nullptr);
     loss.backward();
     StepWork work{{loss.value()}, gradient_norm(parameters)};
     if (spoil) spoil();

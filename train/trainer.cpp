@@ -37,15 +37,10 @@ Device device_of(const TrainOptions& train) {
 
 // The mesh of a job. Ranks of another version or config are refused before they do anything.
 distributed::Mesh mesh_of(Experiment& experiment, const distributed::Communicator& ranks) {
-  const MeshOptions& mesh = experiment.mesh;
   distributed::check_agree(ranks, "version of fovea", distributed::hash_of(FOVEA_VERSION));
   distributed::check_agree(ranks, "config",
                            distributed::hash_of(config::resolved_toml(experiment)));
-  FOVEA_CHECK(mesh.ring == 1 && mesh.ulysses == 1, "mesh: ring ", mesh.ring, " and ulysses ",
-              mesh.ulysses, ", but models do not share a sequence yet; use mesh.data alone");
-  distributed::MeshSizes sizes{static_cast<int>(mesh.data), 1, 1};
-  if (sizes.data == 0) sizes.data = ranks.size();
-  return {ranks, sizes};
+  return {ranks, mesh_sizes(experiment.mesh, ranks.size())};
 }
 
 // Evaluations come late in a run: held-out data that the model cannot take are refused at its
@@ -82,6 +77,7 @@ std::string exact(double value) {
 Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks)
     : experiment_(experiment),
       mesh_(mesh_of(experiment, ranks)),
+      parts_(mesh_, experiment.mesh),
       device_(device_of(experiment.train)) {
   const TrainOptions& train = experiment.train;
   const bool alone = this->ranks().size() == 1;
@@ -98,11 +94,12 @@ Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks)
   data::LoaderOptions loader;
   loader.batch = train.batch;
   loader.seed = seed;
-  loader.rank = this->ranks().rank();
-  loader.ranks = this->ranks().size();
+  loader.rank = mesh_.place().data;
+  loader.ranks = mesh_.sizes().data;
   first_sample_ = loader.begin(loader.rank);
   loader_ = std::make_unique<data::Loader>(*train_source_, loader);
   model_ = make_model(experiment, data());
+  parts_.check(experiment, *model_, data().is_tokens ? data().context : 0);
   model_->initialise(seed);
   model_->set_compute(train.compute());
   model_->module().to(device_);
@@ -142,25 +139,29 @@ void Trainer::join_ranks() {
 
 Trainer::StepResult Trainer::step() { return step(loader_->next()); }
 
-Trainer::StepResult Trainer::step(const data::Batch& batch) {
+Trainer::StepResult Trainer::step(const data::Batch& whole) {
   const TrainOptions& train = experiment_.train;
+  const SequenceParts::Cut cut = parts_.cut(whole);
+  const data::Batch& batch = cut.batch;
   const int64_t samples = batch.inputs.dim(0);
   const double scored = agree_on_step(batch);
   FOVEA_CHECK(scored > 0, "train: step ", step_ + 1, ": no position of the batch has a target");
   // Means over parts are weighted by their scored positions, so that neither accumulation nor ranks
   // change anything.
   weights_.clear();
+  scored_.clear();
   const int64_t micro = micro_batch(samples);
-  for (int64_t begin = 0; begin < samples; begin += micro)
-    weights_.push_back(static_cast<double>(scored_positions(
-                           slice(batch, begin, std::min(samples, begin + micro)))) /
-                       scored);
+  for (int64_t begin = 0; begin < samples; begin += micro) {
+    const int64_t end = std::min(samples, begin + micro);
+    weights_.push_back(static_cast<double>(scored_positions(slice(batch, begin, end))) / scored);
+    scored_.push_back(scored_positions(slice(whole, begin, end)) > 0);
+  }
 
   StepResult result;
   result.lr = learning_rate(experiment_.optimizer.lr, experiment_.schedule, step_, train.steps);
   model_->module().train();
   if (parallel_)
-    step_with_others(batch, result);
+    step_with_others(cut, result);
   else if (device_.is_cpu())
     step_on_cpu(batch, result);
   else
@@ -195,7 +196,7 @@ void Trainer::step_on_cpu(const data::Batch& batch, StepResult& result) {
 void Trainer::step_on_device(const data::Batch& batch, StepResult& result) {
   optimizer_->advance(result.lr);
   // A part that nobody scores is left out, which a graph cannot do.
-  const bool whole = std::find(weights_.begin(), weights_.end(), 0.0) == weights_.end();
+  const bool whole = std::find(scored_.begin(), scored_.end(), false) == scored_.end();
   const StepWork work = whole ? graph_->run(batch) : queue_step(batch);
   result.grad_norm = work.norm.item();
   result.loss = own_loss(work.losses);
@@ -203,8 +204,8 @@ void Trainer::step_on_device(const data::Batch& batch, StepResult& result) {
 }
 
 // With other ranks, on every device alike: the host waits for the sums over ranks.
-void Trainer::step_with_others(const data::Batch& batch, StepResult& result) {
-  const double loss = own_loss(accumulate(batch));
+void Trainer::step_with_others(const SequenceParts::Cut& cut, StepResult& result) {
+  const double loss = own_loss(accumulate(cut.batch, cut.part));
   parallel_->finish();
   const Parameters& own = parallel_->own();
   const bool shard = experiment_.train.zero == 1;
@@ -231,8 +232,9 @@ StepWork Trainer::queue_step(const data::Batch& batch) {
   return work;
 }
 
-// Forward and backward of every part that has a weight; the losses of all.
-std::vector<Tensor> Trainer::accumulate(const data::Batch& batch) {
+// Forward and backward of every micro-batch that is scored; the losses of all. Ranks that share
+// samples go through the same ones, which are exchanges of theirs.
+std::vector<Tensor> Trainer::accumulate(const data::Batch& batch, const nn::SequencePart* part) {
   const TrainOptions& train = experiment_.train;
   const MemoryLabel label("batch and loss");
   model_->module().zero_grad();
@@ -248,19 +250,19 @@ std::vector<Tensor> Trainer::accumulate(const data::Batch& batch) {
   const int64_t samples = batch.inputs.dim(0), micro = micro_batch(samples);
   std::vector<Tensor> losses(weights_.size());
   size_t last = losses.size();
-  while (last > 0 && weights_[last - 1] == 0.0) --last;
-  for (size_t part = 0; part < last; ++part) {
-    if (weights_[part] == 0.0) continue;
-    const int64_t begin = static_cast<int64_t>(part) * micro;
+  while (last > 0 && !scored_[last - 1]) --last;
+  for (size_t i = 0; i < last; ++i) {
+    if (!scored_[i]) continue;
+    const int64_t begin = static_cast<int64_t>(i) * micro;
     random.first_sample = first_sample_ + begin;
     const RandomScope scope(random);
-    const Variable loss =
-        model_->loss(moved(slice(batch, begin, std::min(samples, begin + micro)), device_), train);
-    losses[part] = loss.value();
-    if (device_.is_cpu()) check_loss(losses[part].item());
-    if (parallel_ && part + 1 == last) parallel_->arm();
-    loss.backward(host_input(loss.shape(), Dtype::f32, device_, [this, part](void* to) {
-      *static_cast<float*>(to) = static_cast<float>(weights_[part]);
+    const data::Batch micro_batch = slice(batch, begin, std::min(samples, begin + micro));
+    const Variable loss = model_->loss(moved(micro_batch, device_), train, part);
+    losses[i] = loss.value();
+    if (device_.is_cpu()) check_loss(losses[i].item());
+    if (parallel_ && i + 1 == last) parallel_->arm();
+    loss.backward(host_input(loss.shape(), Dtype::f32, device_, [this, i](void* to) {
+      *static_cast<float*>(to) = static_cast<float>(weights_[i]);
     }));
   }
   return losses;
@@ -270,7 +272,7 @@ std::vector<Tensor> Trainer::accumulate(const data::Batch& batch) {
 double Trainer::own_loss(const std::vector<Tensor>& losses) const {
   double sum = 0.0;
   for (size_t i = 0; i < losses.size(); ++i) {
-    if (weights_[i] == 0.0) continue;
+    if (!scored_[i]) continue;
     const double loss = losses[i].item();
     check_loss(loss);
     sum += weights_[i] * loss;
@@ -319,17 +321,18 @@ auto Trainer::with_averages(F&& f) {
 }
 
 EvalSums Trainer::evaluate(int64_t samples) {
-  const int64_t all = val_source_->size(), P = ranks().size();
+  const int64_t all = val_source_->size(), P = mesh_.sizes().data;
   const int64_t count = samples > 0 ? std::min(samples, all) : all;
   const int64_t batch = experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch
                                                           : (experiment_.train.batch + P - 1) / P;
   EvalSums sums = with_averages([&] {
     EvalSums own;
-    for (int64_t begin = ranks().rank() * batch; begin < count; begin += P * batch) {
+    for (int64_t begin = mesh_.place().data * batch; begin < count; begin += P * batch) {
       std::vector<data::Sample> part;
       for (int64_t i = begin; i < std::min(count, begin + batch); ++i)
         part.push_back({i, 0, static_cast<uint64_t>(i)});
-      own += model_->evaluate(moved(val_source_->make(part, 0), device_));
+      const SequenceParts::Cut cut = parts_.cut(val_source_->make(part, 0));
+      own += model_->evaluate(moved(cut.batch, device_), cut.part);
     }
     return own;
   });

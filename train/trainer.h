@@ -4,9 +4,10 @@
 // update, average. Everything a step does is a function of (checkpoint, config, step): resuming
 // gives the same bits as not stopping.
 //
-// Several ranks (data parallel) train as one: the batch is cut over them, the loss is the mean over
-// the scored positions of all, and gradients are summed (distributed/data_parallel.h). Constructor,
-// save, load, train, evaluate, sample_text and step are then calls of all ranks at once.
+// Several ranks train as one: the batch is cut over mesh.data, its sequences over mesh.ring and
+// mesh.ulysses, the loss is the mean over the scored positions of all, and gradients are summed
+// over all ranks (distributed/data_parallel.h). Constructor, save, load, train, evaluate,
+// sample_text and step are then calls of all ranks at once.
 
 #include <atomic>
 #include <chrono>
@@ -25,6 +26,7 @@
 #include "train/optim/optimizer.h"
 #include "train/progress.h"
 #include "train/run_folder.h"
+#include "train/sequence_parts.h"
 #include "train/step_graph.h"
 
 namespace fovea::train {
@@ -76,7 +78,7 @@ class Trainer {
   bool captured() const { return graph_->captured(); }
   const data::Description& data() const { return train_source_->description(); }
   int64_t completed_steps() const { return step_; }
-  const distributed::Communicator& ranks() const { return mesh_.data(); }
+  const distributed::Communicator& ranks() const { return mesh_.all(); }
   const distributed::DataParallel* data_parallel() const { return parallel_.get(); }
 
  private:
@@ -89,10 +91,10 @@ class Trainer {
   int64_t micro_batch(int64_t samples) const {
     return experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch : samples;
   }
-  std::vector<Tensor> accumulate(const data::Batch& batch);
+  std::vector<Tensor> accumulate(const data::Batch& batch, const nn::SequencePart* part = nullptr);
   void step_on_cpu(const data::Batch& batch, StepResult& result);
   void step_on_device(const data::Batch& batch, StepResult& result);
-  void step_with_others(const data::Batch& batch, StepResult& result);
+  void step_with_others(const SequenceParts::Cut& cut, StepResult& result);
   StepWork queue_step(const data::Batch& batch);
   double own_loss(const std::vector<Tensor>& losses) const;
   double factor(double norm) const;
@@ -107,6 +109,7 @@ class Trainer {
 
   Experiment& experiment_;
   const distributed::Mesh mesh_;
+  SequenceParts parts_;
   std::optional<ThreadShare> threads_;
   Device device_;
   std::unique_ptr<data::Source> train_source_, val_source_;
@@ -118,8 +121,11 @@ class Trainer {
   std::unique_ptr<Ema> ema_;
   std::unique_ptr<StepGraph> graph_;
   int64_t step_ = 0;
-  int64_t first_sample_ = 0;     // of this rank's part of a batch
-  std::vector<double> weights_;  // of the step's micro-batches: their shares of scored positions
+  int64_t first_sample_ = 0;  // of this rank's part of a batch
+  // Of the step's micro-batches: this rank's shares of scored positions, and whether a rank that
+  // has the same samples scores any.
+  std::vector<double> weights_;
+  std::vector<bool> scored_;
   const std::atomic<int>* stop_ = nullptr;
   int stopped_ = 0;  // what the ranks agreed on
   double seconds_ = 0.0;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "attention/over_parts.h"
 #include "autograd/ops.h"
 
 namespace fovea::attention {
@@ -196,7 +197,7 @@ Variable SoftmaxAttention::forward(const Variable& x, const nn::MixerContext& co
   Mask seen = mask(context.causal);
   if (context.documents.defined()) seen.documents(context.documents, context.documents);
   const Variable qkv = qkv_.forward(x);
-  if (options_.qk_norm == "none")
+  if (options_.qk_norm == "none" && context.part == nullptr)
     return out_.forward(
         softmax_attention_packed(qkv, heads_, kv_heads_, sink_, slopes_, seen, score_options()));
 
@@ -205,11 +206,22 @@ Variable SoftmaxAttention::forward(const Variable& x, const nn::MixerContext& co
   const auto part = [&](int64_t begin, int64_t end, int64_t heads) {
     return reshape(slice(qkv, 2, begin, end), {batch, tokens, heads, head_dim_});
   };
-  const Variable q = transpose(normalised(part(0, query, heads_), q_norm_), 1, 2);
-  const Variable k = transpose(normalised(part(query, query + key, kv_heads_), k_norm_), 1, 2);
+  Variable q = part(0, query, heads_), k = part(query, query + key, kv_heads_);
+  if (options_.qk_norm != "none") q = normalised(q, q_norm_), k = normalised(k, k_norm_);
+  q = transpose(q, 1, 2), k = transpose(k, 1, 2);
   const Variable v = transpose(part(query + key, query + 2 * key, kv_heads_), 1, 2);
-  const Variable mixed = softmax_attention(q, k, v, sink_, slopes_, seen, score_options());
+  const Variable mixed =
+      context.part != nullptr
+          ? dynamic_cast<const ScoresOverParts&>(*context.part)
+                .attend(softmax_rule(), q, k, v, sink_, slopes_, seen, score_options())
+          : softmax_attention(q, k, v, sink_, slopes_, seen, score_options());
   return out_.forward(reshape(transpose(mixed, 1, 2), {batch, tokens, query}));
+}
+
+std::string SoftmaxAttention::refuses(const nn::SequencePart& part) const {
+  const auto* scores = dynamic_cast<const ScoresOverParts*>(&part);
+  return scores != nullptr ? scores->refuses(heads_, kv_heads_)
+                           : "needs to be told how to attend over parts of a sequence";
 }
 
 std::unique_ptr<nn::MixerState> SoftmaxAttention::make_state(int64_t batch, int64_t max_tokens) {

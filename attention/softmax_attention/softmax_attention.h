@@ -39,7 +39,9 @@ class SoftmaxAttention final : public nn::Mixer {
   SoftmaxAttention(const SoftmaxAttentionOptions& options, int64_t channels, int64_t layer,
                    int64_t layers);
 
+  // A part of a sequence must be one of ScoresOverParts.
   Variable forward(const Variable& x, const nn::MixerContext& context) override;
+  std::string refuses(const nn::SequencePart& part) const override;
   // Keys and values of the tokens so far [B, Hkv, M, D] in the activations' dtype; with a window
   // only what it reaches.
   std::unique_ptr<nn::MixerState> make_state(int64_t batch, int64_t max_tokens) override;

@@ -44,6 +44,22 @@ __global__ void __launch_bounds__(kThreads, 4)
   });
 }
 
+// Rows whose draws lie apart: tokens that are not neighbours in their sequence.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4)
+    dropout_rows_kernel(Global<T> y, Global<const T> x, int64_t count, int64_t row, int64_t pitch,
+                        RngKey given, uint64_t first, uint32_t threshold, float factor, bool wide) {
+  const RngKey rng = at_step(given);
+  const auto read = [&]<int N>(float(&v)[1][N], int64_t i) { load_floats<N, T>(v[0], x + i); };
+  each_chunk<T, 1>(count, wide, read, [&]<int N>(float(&in)[1][N], int64_t i) {
+    float(&v)[N] = in[0];
+    const uint64_t draw = first + static_cast<uint64_t>(i / row * pitch + i % row);
+    FOVEA_UNROLL
+    for (int e = 0; e < N; ++e) v[e] = word_of(rng, draw + e) < threshold ? 0.0f : v[e] * factor;
+    store_floats<N, T>(y + i, v);
+  });
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
     dropout_spans_kernel(Global<T> y, Global<const T> x, int64_t count, int64_t span, RngKey given,
@@ -76,6 +92,19 @@ void dropout(void* y, const void* x, Dtype dtype, int64_t count, int64_t span, c
                                       static_cast<const T*>(x), count, span, rng, first, threshold,
                                       factor, span % kWide<T> == 0 && on_boundaries({y, x}));
     }
+  });
+}
+
+void dropout_rows(void* y, const void* x, Dtype dtype, int64_t count, int64_t row, int64_t pitch,
+                  const RngKey& rng, uint64_t first, uint32_t threshold, float factor,
+                  Stream stream) {
+  if (count == 0) return;
+  with_floating(dtype, [&](auto type) {
+    using T = decltype(type);
+    launch<dropout_rows_kernel<T>>(ceil_div(count, kBlockElements<T, 1>), kThreads, 0, stream,
+                                   static_cast<T*>(y), static_cast<const T*>(x), count, row, pitch,
+                                   rng, first, threshold, factor,
+                                   row % kWide<T> == 0 && on_boundaries({y, x}));
   });
 }
 

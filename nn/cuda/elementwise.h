@@ -21,4 +21,8 @@ FOVEA_GPU_DECLARE(
     // that word of the stream is below the threshold
     void dropout(void* y, const void* x, Dtype dtype, int64_t count, int64_t span,
                  const RngKey& rng, uint64_t first, uint32_t threshold, float factor,
-                 Stream stream);)
+                 Stream stream);
+    // the same of rows of `row` elements: element i has draw first + i / row * pitch + i % row
+    void dropout_rows(void* y, const void* x, Dtype dtype, int64_t count, int64_t row,
+                      int64_t pitch, const RngKey& rng, uint64_t first, uint32_t threshold,
+                      float factor, Stream stream);)

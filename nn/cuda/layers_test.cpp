@@ -60,6 +60,21 @@ TEST_P(LayersOn, DropoutDropsTheSameElementsAsOnTheCpu) {
   }
 }
 
+TEST_P(LayersOn, DropoutOfPartsOfSequencesDropsTheSameElementsAsOnTheCpu) {
+  Linear owner(1, 1);
+  owner.initialise(1);
+  const SequencePart part(9, {{2, 1, 2}, {7, 1, 1}, {0, 4, 3}});
+  for (const int64_t channels : {1, 7, 64}) {
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      const Tensor x = exact_tensor({2, 6, channels}, "x").to(dtype);
+      const RandomScope random(5, 2, 1);
+      EXPECT_EQ(dropout(Variable(x.to(device())), 0.4, owner, &part).value().to_vector<float>(),
+                dropout(Variable(x), 0.4, owner, &part).value().to_vector<float>())
+          << channels << ' ' << dtype;
+    }
+  }
+}
+
 TEST_P(LayersOn, EmbeddingGathersAndAddsTheBitsOfTheCpu) {
   for (const int64_t c : {1, 3, 64, 100, 127}) {
     std::vector<int64_t> ids;  // id 1 often: longer than a piece

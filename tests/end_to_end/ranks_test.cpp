@@ -68,10 +68,10 @@ TEST_F(OnRanks, ThreadsTrainAsOneRankDoesAndResumeOnAnotherNumber) {
 }
 
 TEST_F(OnRanks, WhatDoesNotFitIsOneLineAndLeavesNothing) {
-  const Result ring = train({"--ranks=2", "--mesh.ring=2"});
-  EXPECT_NE(ring.status, 0);
-  EXPECT_LINE(ring.error, "models do not share a sequence yet");
-  EXPECT_EQ(std::count(ring.error.begin(), ring.error.end(), '\n'), 1) << ring.error;
+  const Result heads = train({"--mesh.ulysses=3"});
+  EXPECT_NE(heads.status, 0);
+  EXPECT_LINE(heads.error, "2 heads, which ulysses 3 does not divide");
+  EXPECT_EQ(std::count(heads.error.begin(), heads.error.end(), '\n'), 1) << heads.error;
   const Result sizes = train({"--ranks=3", "--mesh.data=2"});
   EXPECT_LINE(sizes.error, "is 2 ranks, but the job has 3");
   EXPECT_EQ(train({"--ranks=2", "--mesh.dat=2"}).status, 2);
@@ -88,6 +88,36 @@ TEST_F(OnRanks, ProcessesGiveTheBitsOfThreads) {
   ASSERT_EQ(result.status, 0) << result.error;
   ASSERT_EQ(runs().size(), 1u);
   EXPECT_EQ(losses(runs().at(0)), expected);
+}
+
+// The sequences of each sample over a ring, and over heads.
+TEST_F(OnRanks, ASequenceOverThreadsAndProcessesTrainsAsOneRankDoes) {
+  ASSERT_EQ(train().status, 0);
+  const auto expected = losses(runs().at(0));
+  fs::remove_all(folder / "runs");
+  const Result four = train({"--mesh.ring=2", "--mesh.ulysses=2", "--train.zero=1"});
+  ASSERT_EQ(four.status, 0) << four.error;
+  EXPECT_LINE(four.out, "4 ranks (data 1 x ring 2 x ulysses 2), ZeRO-1");
+  expect_near(losses(runs().at(0)), expected);
+  EXPECT_TRUE(fs::exists(runs().at(0) / "sample.txt"));
+  const fs::path copy = folder / "copy";
+  fs::copy(runs().at(0), copy, fs::copy_options::recursive);
+  for (const char* later : {"15", "20", "24"}) fs::remove(checkpoint(copy, later));
+  const Result resumed =
+      run({"resume", copy.string(), "--ranks=2", "--mesh.ring=1", "--mesh.ulysses=1"});
+  ASSERT_EQ(resumed.status, 0) << resumed.error;
+  expect_near(losses(copy), expected);
+  EXPECT_LINE(run({"resume", copy.string(), "--train.steps=9"}).error,
+              "--train.steps not expected");
+  fs::remove_all(folder / "runs");
+  ASSERT_EQ(train({"--mesh.ring=2"}).status, 0);
+  const auto threads = losses(runs().at(0));
+  expect_near(threads, expected);
+  fs::remove_all(folder / "runs");
+  if (!processes(2)) GTEST_SKIP() << "no mpirun";
+  const Result result = train({"--mesh.ring=2"});
+  ASSERT_EQ(result.status, 0) << result.error;
+  EXPECT_EQ(losses(runs().at(0)), threads);
 }
 
 TEST_F(OnRanks, AKilledProcessEndsTheJobWhichFewerRanksContinue) {

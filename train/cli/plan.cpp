@@ -112,10 +112,12 @@ void print_best(const Plan& plan) {
     std::cout << "sent by a rank for gradients: "
               << bytes(gradient_bytes(plan.sizes, best.division)) << " a step\n";
   std::cout << short_count(best.tokens_per_s) << " tokens/s\n";
-  if (best.division.mesh.ring * best.division.mesh.ulysses > 1)
-    std::cout
-        << "note: fovea train cuts batches over mesh.data; it does not cut samples over ring or "
-           "ulysses yet\n";
+  const Division& d = best.division;
+  if (d.travel == Travel::state || d.mesh.ring * d.mesh.ulysses == 1) return;
+  std::cout << "fovea train CONFIG --ranks=" << d.ranks() << " --mesh.ring=" << d.mesh.ring
+            << " --mesh.ulysses=" << d.mesh.ulysses;
+  if (d.travel == Travel::gather) std::cout << " --mesh.strategy=gather";
+  std::cout << " --train.zero=" << (d.zero ? 1 : 0) << '\n';
 }
 
 void run(const Arguments& a, const std::vector<std::string>& extras) {

@@ -37,8 +37,13 @@ void describe(const Experiment& experiment, Trainer& trainer, const RunFolder& f
               << " classes)";
   std::cout << ", " << experiment.train.precision << ", " << experiment.train.steps << " steps of "
             << experiment.train.batch;
-  if (const int P = trainer.ranks().size(); P > 1)
-    std::cout << ", " << P << " ranks" << (experiment.train.zero == 1 ? ", ZeRO-1" : "");
+  if (const int P = trainer.ranks().size(); P > 1) {
+    const auto [data, ring, ulysses] = mesh_sizes(experiment.mesh, P);
+    std::cout << ", " << P << " ranks";
+    if (data < P)
+      std::cout << " (data " << data << " x ring " << ring << " x ulysses " << ulysses << ")";
+    std::cout << (experiment.train.zero == 1 ? ", ZeRO-1" : "");
+  }
   std::cout << '\n' << folder.path().string() << std::endl;
 }
 
@@ -118,7 +123,7 @@ void run_on_ranks(int ranks, const std::function<void(Experiment&)>& load, const
 
 void add_ranks(CLI::App& verb, int& ranks) {
   verb.add_option("--ranks", ranks,
-                  "ranks that divide each batch, as threads; of mpirun's processes, their number "
+                  "ranks that divide each step, as threads; of mpirun's processes, their number "
                   "(0: what the mesh says)")
       ->check(whole_number(0, 4096));
 }
@@ -172,18 +177,28 @@ void add_train(CLI::App& program, int& status) {
   });
 
   CLI::App* resume = program.add_subcommand(
-      "resume", "go on with a run from its last checkpoint, as if it had never stopped");
+      "resume",
+      "go on with a run from its last checkpoint, as if it had never stopped; the mesh may be "
+      "another: --ranks=4 --mesh.ring=2");
+  resume->allow_extras();
   auto path = std::make_shared<std::string>();
   resume->add_option("RUN", *path, "run folder")->required();
   auto resumed_ranks = std::make_shared<int>(0);
   add_ranks(*resume, *resumed_ranks);
-  resume->callback([path, ranks = resumed_ranks, &status] {
+  resume->callback([resume, path, ranks = resumed_ranks, &status] {
     catch_signals();
+    std::vector<config::Flag> mesh = config::parse_flags(resume->remaining());
+    for (const config::Flag& flag : mesh)
+      if (!flag.key.starts_with("mesh."))
+        throw config::ConfigError(concat("resume: --", flag.key,
+                                         " not expected; a run goes on as its config says, only "
+                                         "--mesh.* may change"));
+    // Checkpoints fit any number of ranks.
+    if (*ranks > 0 || distributed::started_by_mpi() || !mesh.empty())
+      mesh.insert(mesh.begin(), {"mesh.data", "0"});
     const RunFolder opened = RunFolder::open(*path);
     const auto load = [&](Experiment& experiment) {
-      load_experiment(experiment, opened);
-      // Checkpoints fit any number of ranks.
-      if (*ranks > 0 || distributed::started_by_mpi()) experiment.mesh.data = 0;
+      config::load(experiment, opened.config(), mesh);
     };
     run_on_ranks(*ranks, load, [&](Experiment& experiment, const distributed::Communicator& job) {
       const RunFolder* folder = job.rank() == 0 ? &opened : nullptr;

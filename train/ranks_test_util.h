@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// What tests of training on several ranks share: a small experiment, and what a run of it gives.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "distributed/threads.h"
+#include "train/trainer.h"
+
+namespace fovea::train {
+
+using distributed::Communicator;
+using distributed::run_ranks;
+using Flags = std::vector<config::Flag>;
+
+// Recall: few positions of a sequence are scored. Every choice that could depend on ranks is on.
+inline void load(Experiment& e, const Flags& overrides) {
+  Flags flags;
+  if (overrides.empty() || overrides[0].key != "data.kind")
+    flags = {{"data.kind", "recall"}, {"data.context", "24"}, {"data.vocab_size", "17"},
+             {"data.pairs", "3"},     {"data.queries", "4"},  {"data.val_samples", "11"}};
+  const Flags rest{{"model.kind", "gpt"},
+                   {"model.layers", "2"},
+                   {"model.dim", "16"},
+                   {"model.context", "24"},
+                   {"model.dropout", "0.1"},
+                   {"model.attention.kind", "softmax_attention"},
+                   {"model.attention.heads", "2"},
+                   {"model.attention.dropout", "0.1"},
+                   {"schedule.warmup", "3"},
+                   {"optimizer.lr", "3e-3"},
+                   {"train.batch", "12"},
+                   {"train.micro_batch", "2"},
+                   {"train.steps", "20"},
+                   {"train.clip", "0.5"},
+                   {"train.ema", "0.9"},
+                   {"mesh.bucket_bytes", "4096"}};
+  flags.insert(flags.end(), rest.begin(), rest.end());
+  flags.insert(flags.end(), overrides.begin(), overrides.end());
+  config::load_text(e, "", "test", flags);
+}
+
+struct Trained {
+  std::vector<double> losses, norms;
+  double held_out = 0.0;
+  std::vector<std::pair<std::string, std::vector<float>>> state;  // by name
+  std::vector<Tensor> tensors;
+  Checkpoint checkpoint;
+};
+
+// Steps up to `until`, from a checkpoint or from the start, as rank 0 sees it.
+inline Trained train(int ranks, const Flags& overrides, int64_t until = 20,
+                     const Checkpoint* from = nullptr) {
+  const ThreadShare share(1);  // of the one rank
+  Trained result;
+  run_ranks(ranks, [&](const Communicator& job) {
+    Experiment e;
+    load(e, overrides);
+    Trainer trainer(e, job);
+    if (from != nullptr) trainer.load(*from);
+    Trained mine;
+    while (trainer.completed_steps() < until) {
+      const Trainer::StepResult step = trainer.step();
+      mine.losses.push_back(step.loss);
+      mine.norms.push_back(step.grad_norm);
+    }
+    const EvalSums sums = trainer.evaluate(0);
+    mine.held_out = sums.loss / sums.scored;
+    mine.checkpoint = trainer.save();
+    for (auto& [name, tensor] : mine.checkpoint.tensors) {
+      tensor = tensor.clone();
+      mine.state.emplace_back(name, tensor.to_vector<float>());
+    }
+    std::sort(mine.state.begin(), mine.state.end());
+    if (job.rank() == 0) result = mine;
+  });
+  return result;
+}
+
+inline void expect_near(const std::vector<double>& found, const std::vector<double>& expected,
+                        double bound) {
+  ASSERT_EQ(found.size(), expected.size());
+  for (size_t i = 0; i < found.size(); ++i)
+    EXPECT_NEAR(found[i], expected[i], bound * std::max(1.0, std::abs(expected[i]))) << i;
+}
+
+inline constexpr double kRounding = 1e-5;  // f32, 20 steps
+
+inline std::string error_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const std::exception& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+}  // namespace fovea::train

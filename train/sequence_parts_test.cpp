@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+// One sequence over several ranks against one rank: the same losses, norms and weights within
+// rounding, whatever the mesh, the order and the strategy.
+#include <unistd.h>
+
+#include "core/io/hdf5.h"
+#include "core/testing/devices.h"
+#include "train/ranks_test_util.h"
+
+namespace fovea::train {
+namespace {
+
+struct Case {
+  const char* what;
+  Flags mesh;
+  Flags more = {};  // of the one rank too
+  int64_t steps = 10;
+};
+
+Flags joined(Flags a, const Flags& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+int ranks_of(const Flags& mesh) {
+  Experiment e;
+  load(e, mesh);
+  return static_cast<int>(e.mesh.ranks());
+}
+
+void expect_as_one_rank(const Case& c) {
+  const testing::Message where = testing::Message() << c.what;
+  SCOPED_TRACE(where);
+  const Trained one = train(1, c.more, c.steps),
+                many = train(ranks_of(c.mesh), joined(c.more, c.mesh), c.steps);
+  expect_near(many.losses, one.losses, kRounding);
+  expect_near(many.norms, one.norms, kRounding);
+  EXPECT_NEAR(many.held_out, one.held_out, kRounding);
+  ASSERT_EQ(many.state.size(), one.state.size());
+  for (size_t i = 0; i < one.state.size(); ++i) {
+    const auto& [name, values] = one.state[i];
+    EXPECT_EQ(many.state[i].first, name);
+    if (!name.starts_with("model.")) continue;
+    for (size_t e = 0; e < values.size(); ++e)
+      ASSERT_NEAR(many.state[i].second[e], values[e], 1e-4) << name << ' ' << e;
+  }
+}
+
+// Dropout of activations and probabilities, clipping, averages and micro-batches are on.
+TEST(SequenceParts, EveryMeshTrainsAsOneRankDoes) {
+  const Flags ring2{{"mesh.ring", "2"}}, ring4{{"mesh.ring", "4"}}, ulysses2{{"mesh.ulysses", "2"}},
+      usp{{"mesh.ring", "2"}, {"mesh.ulysses", "2"}},
+      data{{"mesh.data", "2"}, {"mesh.ring", "2"}, {"train.zero", "1"}};
+  for (const Case& c : {Case{"ring 2", ring2}, Case{"ring 4", ring4}, Case{"ulysses 2", ulysses2},
+                        Case{"ring 2 x ulysses 2", usp}, Case{"data 2 x ring 2, zero 1", data}})
+    expect_as_one_rank(c);
+}
+
+TEST(SequenceParts, EveryOrderAndStrategyTrainsAlike) {
+  for (const char* order : {"contiguous", "striped", "zigzag"})
+    for (const char* strategy : {"ring", "gather"})
+      expect_as_one_rank(
+          {order, {{"mesh.ring", "2"}, {"mesh.order", order}, {"mesh.strategy", strategy}}, {}, 5});
+}
+
+TEST(SequenceParts, LengthsNeedNotDivide) {
+  const Flags odd{{"data.context", "23"}, {"model.context", "25"}};
+  for (const Flags& mesh :
+       {Flags{{"mesh.ring", "3"}}, Flags{{"mesh.ring", "2"}, {"mesh.ulysses", "2"}}})
+    expect_as_one_rank({"23 tokens", mesh, odd, 6});
+}
+
+// What counts tokens counts them in the whole sequence, in every block.
+TEST(SequenceParts, PositionsOfEveryKindAndWhatElseAttentionOffers) {
+  const Flags usp{{"mesh.ring", "2"}, {"mesh.ulysses", "2"}}, ring{{"mesh.ring", "2"}};
+  for (const Case& c : {Case{"sinusoidal, recompute",
+                             ring,
+                             {{"model.positions", "sinusoidal"}, {"model.recompute", "true"}}},
+                        Case{"rope, l2, window",
+                             usp,
+                             {{"model.positions", "none"},
+                              {"model.attention.rope", "half"},
+                              {"model.attention.qk_norm", "l2"},
+                              {"model.attention.window", "9"}}},
+                        Case{"alibi, sink, softcap, grouped heads",
+                             usp,
+                             {{"model.positions", "none"},
+                              {"model.attention.alibi", "true"},
+                              {"model.attention.sink", "true"},
+                              {"model.attention.softcap", "20"},
+                              {"model.attention.heads", "4"},
+                              {"model.attention.kv_heads", "1"}}}}) {
+    Case shorter = c;
+    shorter.steps = 6;
+    expect_as_one_rank(shorter);
+  }
+}
+
+TEST(SequenceParts, ACheckpointGoesOnOnAnotherMesh) {
+  const Flags ring{{"mesh.ring", "4"}, {"train.zero", "1"}};
+  const Trained half = train(4, ring, 5), whole = train(4, ring, 10);
+  const std::vector<double> rest(whole.losses.begin() + 5, whole.losses.end());
+  const Trained same = train(4, ring, 10, &half.checkpoint);
+  EXPECT_EQ(same.losses, rest);
+  EXPECT_EQ(same.state, whole.state);
+  for (const Flags& mesh : {Flags{}, Flags{{"mesh.data", "2"}}, Flags{{"mesh.ulysses", "2"}},
+                            Flags{{"mesh.data", "2"}, {"mesh.ring", "2"}}})
+    expect_near(train(ranks_of(mesh), mesh, 10, &half.checkpoint).losses, rest, kRounding);
+}
+
+// Of all ranks together, which share an allocator, what a step takes beyond the weights' own.
+int64_t step_bytes(int ranks, const Flags& flags) {
+  int64_t bytes = 0;
+  const ThreadShare share(1);
+  run_ranks(ranks, [&](const Communicator& job) {
+    Experiment e;
+    load(e, flags);
+    Trainer trainer(e, job);
+    trainer.step();
+    job.barrier();
+    if (job.rank() == 0) {
+      reset_peak();
+      bytes = -memory_stats().live_bytes;
+    }
+    job.barrier();
+    trainer.step();
+    job.barrier();
+    if (job.rank() == 0) bytes += memory_stats().peak_bytes;
+  });
+  return bytes;
+}
+
+TEST(SequenceParts, ARankHoldsItsTokensActivations) {
+  const Flags flags{{"data.context", "512"},    {"model.context", "512"}, {"model.dim", "32"},
+                    {"train.batch", "2"},       {"train.ema", "0"},       {"model.layers", "3"},
+                    {"model.positions", "none"}};
+  const auto one = static_cast<double>(step_bytes(1, flags));
+  for (const auto& mesh :
+       {Flags{{"mesh.ring", "4"}}, Flags{{"mesh.ring", "2"}, {"mesh.ulysses", "2"}}}) {
+    const double rank = static_cast<double>(step_bytes(4, joined(flags, mesh))) / 4;
+    EXPECT_LT(rank, 0.4 * one) << "of one rank: " << one;
+  }
+}
+
+class SequencePartsOn : public OnDevices {};
+
+TEST_P(SequencePartsOn, TrainAsOneRankDoes) {
+  const Flags flags{{"train.device", std::string(name(device().kind))},
+                    {"train.batch", "2"},
+                    {"model.layers", "1"},
+                    {"model.dim", "8"},
+                    {"data.val_samples", "2"}};
+  for (const char* order : {"zigzag", "striped"})
+    expect_as_one_rank({order, {{"mesh.ring", "2"}, {"mesh.order", order}}, flags, 2});
+}
+FOVEA_ON_DEVICES(SequencePartsOn);
+
+TEST(SequenceParts, WhatCannotBeCutIsRefusedInOneLine) {
+  const auto expect = [](int ranks, const Flags& flags, const std::string& part,
+                         bool small = true) {
+    const std::string error = error_of([&] {
+      run_ranks(ranks, [&](const Communicator& job) {
+        Experiment e;
+        if (small)
+          load(e, flags);
+        else
+          config::load_text(e, "", "test", flags);
+        Trainer trainer(e, job);
+      });
+    });
+    EXPECT_NE(error.find(part), std::string::npos) << error;
+    EXPECT_EQ(error.find('\n'), std::string::npos) << error;
+  };
+  expect(3, {{"mesh.ring", "2"}}, "data 1 x ring 2 x ulysses 1 is 2 ranks, but the job has 3");
+  expect(3, {{"mesh.ulysses", "3"}},
+         "mesh: ring 1 x ulysses 3: attention softmax_attention has 2 heads, which ulysses 3 does "
+         "not divide; mesh.data");
+  expect(4, {{"mesh.ring", "4"}, {"data.context", "3"}, {"data.pairs", "1"}, {"data.queries", "1"}},
+         "a sequence of 3 tokens leaves some of 4 ranks without one");
+  expect(2,
+         {{"data.kind", "copy"},
+          {"model.kind", "gpt"},
+          {"model.attention.kind", "long_context"},
+          {"mesh.ring", "2"}},
+         "attention long_context takes whole sequences only, softmax_attention parts of them",
+         false);
+  const std::filesystem::path path =
+      std::filesystem::temp_directory_path() / ("fovea_images." + std::to_string(getpid()) + ".h5");
+  Hdf5Writer file;
+  for (const std::string split : {"train", "val"}) {
+    file.write(split + "/images", Tensor::full({4, 1, 4, 4}, 0.5));
+    file.write(split + "/labels", Tensor::zeros({4}, Dtype::i64));
+  }
+  file.save(path);
+  expect(2,
+         {{"data.kind", "hdf5"},
+          {"data.path", path.string()},
+          {"model.kind", "vit"},
+          {"model.patch", "2"},
+          {"model.attention.kind", "softmax_attention"},
+          {"mesh.ring", "2"}},
+         "model vit takes whole samples only, gpt with softmax_attention parts of sequences; "
+         "mesh.data cuts batches of any model",
+         false);
+  std::filesystem::remove(path);
+}
+
+}  // namespace
+}  // namespace fovea::train
