@@ -57,17 +57,7 @@ Mask block_mask_of(const config::Lists& rows, const config::Lists& columns, int6
 }
 
 void describe_masks(MaskOptions& o, const std::vector<std::string>& more, config::Fields& f) {
-  std::vector<std::string> kinds{"full",
-                                 "causal",
-                                 "sliding_window",
-                                 "global_sliding_window",
-                                 "prefix_lm_causal",
-                                 "full_document",
-                                 "causal_document",
-                                 "prefix_lm_document",
-                                 "share_question",
-                                 "causal_blockwise",
-                                 "block_causal_document"};
+  std::vector<std::string> kinds(kMaskKinds.begin(), kMaskKinds.end());
   kinds.insert(kinds.end(), more.begin(), more.end());
   f.add("mask", o.kind, "which keys a query sees", config::one_of(kinds));
   f.add("window", o.window, "keys before and behind a query, in tokens; -1: all");

@@ -16,10 +16,25 @@
 //   slices                   the union of [q0, q1, k0, k1, type] (attention/mask_shapes.h)
 //   block_sparse             block_mask[h, block of i, block of j], blocks of given sizes
 
+#include <array>
+
 #include "attention/mask_shapes.h"
 #include "core/config/config.h"
 
 namespace fovea::attention {
+
+// Those that sizes and documents alone give.
+inline constexpr std::array kMaskKinds{"full",
+                                       "causal",
+                                       "sliding_window",
+                                       "global_sliding_window",
+                                       "prefix_lm_causal",
+                                       "full_document",
+                                       "causal_document",
+                                       "prefix_lm_document",
+                                       "share_question",
+                                       "causal_blockwise",
+                                       "block_causal_document"};
 
 // Of a model: documents are the batch's.
 struct MaskOptions {

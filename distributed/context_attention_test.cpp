@@ -11,6 +11,17 @@ namespace {
 
 class Context : public testing::TestWithParam<int> {};
 
+// f(mesh, order, options) on every rank, in every order and by every exchange.
+template <typename F>
+void in_every_way(const MeshSizes& sizes, F&& f) {
+  run_ranks(sizes.ranks(), [&](const Communicator& world) {
+    const Mesh mesh(world, sizes);
+    for (const Order order : kOrders) {
+      for (const ContextOptions& options : all_options(sizes.ring)) f(mesh, order, options);
+    }
+  });
+}
+
 TEST_P(Context, EveryMaskInEveryLayoutIsTheWhole) {
   for (const MeshSizes& sizes : meshes(GetParam())) {
     const auto [H, G] = heads_for(sizes.ulysses);
@@ -18,12 +29,8 @@ TEST_P(Context, EveryMaskInEveryLayoutIsTheWhole) {
       SCOPED_TRACE(named.name);
       const ContextCase p = context_case(2, H, G, 33, named.mask);
       const ContextResults whole = whole_of(p);
-      run_ranks(GetParam(), [&](const Communicator& world) {
-        const Mesh mesh(world, sizes);
-        for (const Order order : kOrders) {
-          for (const ContextOptions& options : all_options(sizes.ring))
-            compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-12);
-        }
+      in_every_way(sizes, [&](const Mesh& mesh, Order order, const ContextOptions& options) {
+        compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-12);
       });
     }
   }
@@ -57,14 +64,9 @@ TEST_P(Context, GoldenFilesHoldOnEveryMesh) {
     for (const MeshSizes& sizes : meshes(GetParam())) {
       const int64_t U = sizes.ulysses, G = golden.k.dim(1);
       if (golden.q.dim(1) % U != 0 || (G % U != 0 && U % G != 0)) continue;
-      run_ranks(GetParam(), [&](const Communicator& world) {
-        const Mesh mesh(world, sizes);
-        for (const Order order : kOrders) {
-          for (const ContextOptions& options : all_options(sizes.ring)) {
-            compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-9);
-            compare_to_whole(mesh, order, options, p, whole, Dtype::f32, kCpu, 1e-5);
-          }
-        }
+      in_every_way(sizes, [&](const Mesh& mesh, Order order, const ContextOptions& options) {
+        compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-9);
+        compare_to_whole(mesh, order, options, p, whole, Dtype::f32, kCpu, 1e-5);
       });
     }
   }
@@ -76,14 +78,9 @@ TEST_P(Context, SizesAndTypes) {
     for (const int64_t N : {0, 1, 3, 16}) {
       const ContextCase p = context_case(1, H, G, N, Mask().causal());
       const ContextResults whole = whole_of(p);
-      run_ranks(GetParam(), [&, H = H](const Communicator& world) {
-        const Mesh mesh(world, sizes);
-        for (const Order order : kOrders) {
-          for (const ContextOptions& options : all_options(sizes.ring)) {
-            compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-12);
-            if (N > 1) compare_to_whole(mesh, order, options, p, whole, Dtype::f32, kCpu, 1e-5);
-          }
-        }
+      in_every_way(sizes, [&](const Mesh& mesh, Order order, const ContextOptions& options) {
+        compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-12);
+        if (N > 1) compare_to_whole(mesh, order, options, p, whole, Dtype::f32, kCpu, 1e-5);
       });
     }
   }
@@ -102,14 +99,9 @@ TEST_P(Context, WhatCountsTokensCountsThemInTheWhole) {
     p.options.rng = RngKey(1, "dropout", "x");
     p.options.first_sample = 5;
     const ContextResults whole = whole_of(p);
-    run_ranks(GetParam(), [&](const Communicator& world) {
-      const Mesh mesh(world, sizes);
-      for (const Order order : kOrders) {
-        for (const ContextOptions& options : all_options(sizes.ring)) {
-          compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-11);
-          compare_to_whole(mesh, order, options, p, whole, Dtype::f32, kCpu, 1e-5);
-        }
-      }
+    in_every_way(sizes, [&](const Mesh& mesh, Order order, const ContextOptions& options) {
+      compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-11);
+      compare_to_whole(mesh, order, options, p, whole, Dtype::f32, kCpu, 1e-5);
     });
   }
 }

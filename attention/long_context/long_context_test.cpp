@@ -38,18 +38,6 @@ std::unique_ptr<LongContext> build(const std::string& mask) {
     fill_normal(p.variable.value(), RngKey(2, "test", p.name), 0.0, 0.5);
   return module;
 }
-const char* const kKinds[] = {"full",
-                              "causal",
-                              "sliding_window",
-                              "global_sliding_window",
-                              "prefix_lm_causal",
-                              "full_document",
-                              "causal_document",
-                              "prefix_lm_document",
-                              "share_question",
-                              "causal_blockwise",
-                              "block_causal_document"};
-
 // What a token of the first sequence reaches: whether output i moves with input j.
 std::vector<std::vector<bool>> reach(LongContext& module, const nn::MixerContext& context,
                                      int64_t N) {
@@ -105,7 +93,7 @@ TEST(LongContextModule, TokensReachWhatTheMaskSays) {
       {"block_causal_document", [&](int64_t i, int64_t j) {
          return same(i, j) && (j - start(j)) / 2 <= (i - start(i)) / 2;
        }}};
-  for (const char* kind : kKinds) {
+  for (const char* kind : kMaskKinds) {
     const auto module = build(kind);
     for (const bool causal : {false, true}) {
       nn::MixerContext context;
