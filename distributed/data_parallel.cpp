@@ -211,70 +211,14 @@ void DataParallel::check_weights() const {
   check_agree(comm_, "weights", hash);
 }
 
-// ---- state --------------------------------------------------------------------------------------
-
-// Rank r's pieces of one state travel as one message, in order.
-DataParallel::NamedTensors DataParallel::whole(const NamedTensors& state) const {
-  if (!options_.shard) return state;
-  std::vector<std::string> kinds;      // "m", "v", in order
-  std::map<std::string, Tensor> mine;  // by full name
-  for (const auto& [name, tensor] : state) {
-    const std::string kind = name.substr(0, name.find('.'));
-    if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) kinds.push_back(kind);
-    mine.emplace(name, tensor);
+DataParallel::Place DataParallel::place(const std::string& parameter) const {
+  const Parameters& mine = own();
+  for (size_t i = 0; i < mine.size(); ++i) {
+    if (mine[i].name != parameter) continue;
+    if (!options_.shard) return {mine[i].variable.shape(), 0};
+    return {parameters_[places_[i].parameter].variable.shape(), places_[i].from};
   }
-  std::vector<std::vector<Piece>> all;
-  for (int r = 0; r < comm_.size(); ++r) all.push_back(pieces_of(r));
-  NamedTensors result;
-  for (const std::string& kind : kinds) {
-    std::vector<Tensor> wholes;
-    if (comm_.rank() == 0) {
-      for (const nn::NamedParameter& p : parameters_)
-        wholes.push_back(Tensor::empty(p.variable.shape()));
-    }
-    for (int r = 0; r < comm_.size(); ++r) {
-      if (r != comm_.rank() && comm_.rank() != 0) continue;
-      int64_t n = 0;
-      for (const Piece& piece : all[static_cast<size_t>(r)]) n += piece.n;
-      if (n == 0) continue;
-      const Tensor flat = Tensor::empty({n});
-      int64_t at = 0;
-      for (const Piece& piece : all[static_cast<size_t>(r)]) {
-        if (r != comm_.rank()) break;
-        const Tensor& values = mine.at(kind + '.' + parameters_[piece.parameter].name);
-        flat.slice(0, at, at + piece.n).copy_(values.view({piece.n}));
-        at += piece.n;
-      }
-      if (r != 0) comm_.rank() == 0 ? comm_.recv(flat, r).wait() : comm_.send(flat, 0).wait();
-      if (comm_.rank() != 0) continue;
-      at = 0;
-      for (const Piece& piece : all[static_cast<size_t>(r)]) {
-        const Tensor& whole = wholes[piece.parameter];
-        whole.view({whole.numel()})
-            .slice(0, piece.from, piece.from + piece.n)
-            .copy_(flat.slice(0, at, at + piece.n));
-        at += piece.n;
-      }
-    }
-    for (size_t i = 0; i < wholes.size(); ++i)
-      result.emplace_back(kind + '.' + parameters_[i].name, wholes[i]);
-  }
-  return result;
-}
-
-Tensor DataParallel::piece(const std::string& parameter, const Tensor& whole) const {
-  if (!options_.shard) return whole;
-  for (size_t i = 0; i < pieces_.size(); ++i) {
-    if (pieces_[i].name != parameter) continue;
-    const Shape& expected = parameters_[places_[i].parameter].variable.shape();
-    FOVEA_CHECK(whole.shape() == expected, "data parallel: state of ", parameter, " is ",
-                whole.shape(), " but the parameter ", expected);
-    return whole.contiguous()
-        .view({whole.numel()})
-        .slice(0, places_[i].from, places_[i].from + places_[i].n)
-        .view(pieces_[i].variable.shape());
-  }
-  throw Error(concat("data parallel: this rank has no piece of ", parameter));
+  throw Error(concat("data parallel: this rank has nothing of ", parameter));
 }
 
 }  // namespace fovea::distributed

@@ -33,7 +33,6 @@ struct DataParallelOptions {
 class DataParallel {
  public:
   using Parameters = std::vector<nn::NamedParameter>;
-  using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
   // parameters: contiguous f32 on one device, the same on all ranks (else refused on all, by
   // hash). With shard their values move into flat memory. Collective.
@@ -60,11 +59,13 @@ class DataParallel {
   // Throws on all ranks, naming one, unless they hold the same weights, bit for bit. Collective.
   void check_weights() const;
 
-  // Whole tensors on rank 0, in the order of parameters, from state of own() named
-  // "<state>.<parameter>"; elsewhere empty. Without shard: `state`. Collective.
-  NamedTensors whole(const NamedTensors& state) const;
-  // This rank's piece of a whole tensor of the named parameter. Without shard: `whole`.
-  Tensor piece(const std::string& parameter, const Tensor& whole) const;
+  // Where own()'s elements of a parameter lie in it: from `from` on, row-major. Throws for a
+  // parameter of which this rank has none.
+  struct Place {
+    Shape whole;
+    int64_t from = 0;
+  };
+  Place place(const std::string& parameter) const;
 
   int64_t elements() const;  // n above
   size_t buckets() const { return buckets_.size(); }

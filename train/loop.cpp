@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Trainer::train: steps, evaluations and checkpoints in turn, and what is said about them.
+#include <algorithm>
 #include <cstdio>
 
 #include "train/bench/roof.h"
@@ -84,6 +85,26 @@ void Trainer::log_evaluation(const EvalSums& sums, MetricsWriter& metrics, Progr
                           fixed(100.0 * accuracy, 2), " %", better ? "  (best)" : ""));
 }
 
+// Rank 0's folder as every rank sees it that writes parts of checkpoints; absent where none does.
+std::optional<RunFolder> Trainer::shared_folder(const RunFolder* folder) const {
+  if (!sharded()) return {};
+  std::string path = folder != nullptr ? std::filesystem::absolute(folder->path()).string() : "";
+  const Tensor length = Tensor::from(std::vector<int64_t>{static_cast<int64_t>(path.size())}, {1});
+  ranks().broadcast(length, 0).wait();
+  const Tensor letters = Tensor::zeros({length.data<int64_t>()[0]}, Dtype::u8);
+  std::copy(path.begin(), path.end(), letters.data<uint8_t>());
+  ranks().broadcast(letters, 0).wait();
+  path.assign(reinterpret_cast<const char*>(letters.data<uint8_t>()),
+              static_cast<size_t>(letters.numel()));
+  try {
+    return RunFolder::open(path);
+  } catch (const Error& error) {
+    throw Error(concat(error.what(),
+                       "; with train.zero = 1 every rank writes its part of a "
+                       "checkpoint, so train.runs must be a folder that all ranks see"));
+  }
+}
+
 Outcome Trainer::train(const RunFolder* folder, const std::atomic<int>& stop, std::ostream& out,
                        bool terminal) {
   const TrainOptions& train = experiment_.train;
@@ -97,10 +118,12 @@ Outcome Trainer::train(const RunFolder* folder, const std::atomic<int>& stop, st
   Outcome outcome;
   const int64_t first = step_;
   int64_t saved = -1;
+  const std::optional<RunFolder> shared = shared_folder(folder);
+  const RunFolder* const writes = shared ? &*shared : folder;
   const auto save_now = [&] {
     if (saved == step_) return;
-    const Checkpoint state = save();
-    if (folder != nullptr) folder->save(state, step_, train.keep_last);
+    save(writes != nullptr ? writes->step(step_) : "");
+    if (folder != nullptr) folder->prune(train.keep_last);
     saved = step_;
   };
   // A sample that cannot be made (a damaged image, say) ends the run, but costs none of the steps
@@ -129,8 +152,7 @@ Outcome Trainer::train(const RunFolder* folder, const std::atomic<int>& stop, st
       if (folder != nullptr) log_evaluation(*outcome.held_out, *metrics, *progress, better);
       if (better) {
         best_ = loss;
-        const Checkpoint state = save();
-        if (folder != nullptr) folder->save_best(state);
+        save(writes != nullptr ? writes->best() : "");
       }
     }
     if (last || (train.save_every > 0 && step_ % train.save_every == 0)) save_now();

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 
 #include "distributed/threads.h"
 #include "train/trainer.h"
@@ -56,6 +57,8 @@ inline Trained train(int ranks, const Flags& overrides, int64_t until = 20,
                      const Checkpoint* from = nullptr) {
   const ThreadShare share(1);  // of the one rank
   Trained result;
+  std::mutex mutex;
+  std::vector<Checkpoint::Part> parts;
   run_ranks(ranks, [&](const Communicator& job) {
     Experiment e;
     load(e, overrides);
@@ -70,13 +73,17 @@ inline Trained train(int ranks, const Flags& overrides, int64_t until = 20,
     const EvalSums sums = trainer.evaluate(0);
     mine.held_out = sums.loss / sums.scored;
     mine.checkpoint = trainer.save();
-    for (auto& [name, tensor] : mine.checkpoint.tensors) {
-      tensor = tensor.clone();
-      mine.state.emplace_back(name, tensor.to_vector<float>());
-    }
-    std::sort(mine.state.begin(), mine.state.end());
+    for (auto& [name, tensor] : mine.checkpoint.tensors) tensor = tensor.clone();
+    for (Checkpoint::Part& part : mine.checkpoint.parts)
+      part.read = [values = part.read().clone()] { return values; };
+    const std::lock_guard lock(mutex);
+    parts.insert(parts.end(), mine.checkpoint.parts.begin(), mine.checkpoint.parts.end());
     if (job.rank() == 0) result = mine;
   });
+  result.checkpoint.parts = parts;
+  for (const std::string& name : result.checkpoint.names())
+    result.state.emplace_back(name, result.checkpoint.tensor(name).to_vector<float>());
+  std::sort(result.state.begin(), result.state.end());
   return result;
 }
 

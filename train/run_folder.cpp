@@ -18,12 +18,6 @@ std::string now() {
   return text;
 }
 
-std::string file_name(int64_t step) {
-  std::string digits = std::to_string(step);
-  if (digits.size() < 8) digits.insert(0, 8 - digits.size(), '0');
-  return "step_" + digits + ".h5";
-}
-
 }  // namespace
 
 RunFolder RunFolder::create(const std::filesystem::path& runs, const std::string& name,
@@ -61,15 +55,16 @@ RunFolder RunFolder::open(const std::filesystem::path& path) {
   return RunFolder(path);
 }
 
-void RunFolder::save(const Checkpoint& checkpoint, int64_t step, int64_t keep_last) const {
-  write_checkpoint(path_ / "checkpoints" / file_name(step), checkpoint);
-  const auto all = checkpoints();
-  for (auto i = static_cast<size_t>(keep_last); i < all.size(); ++i)
-    std::filesystem::remove(all[i]);
+std::filesystem::path RunFolder::step(int64_t step) const {
+  std::string digits = std::to_string(step);
+  if (digits.size() < 8) digits.insert(0, 8 - digits.size(), '0');
+  return path_ / "checkpoints" / ("step_" + digits + ".h5");
 }
 
-void RunFolder::save_best(const Checkpoint& checkpoint) const {
-  write_checkpoint(path_ / "checkpoints" / "best.h5", checkpoint);
+void RunFolder::prune(int64_t keep_last) const {
+  const auto all = checkpoints();
+  for (auto i = static_cast<size_t>(keep_last); i < all.size(); ++i) remove_checkpoint(all[i]);
+  remove_stray_parts(path_ / "checkpoints");
 }
 
 std::vector<std::filesystem::path> RunFolder::checkpoints() const {
@@ -77,7 +72,8 @@ std::vector<std::filesystem::path> RunFolder::checkpoints() const {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(path_ / "checkpoints", error)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("step_") && name.ends_with(".h5")) found.push_back(entry.path());
+    if (name.starts_with("step_") && name.find('.') == name.size() - 3 && name.ends_with(".h5"))
+      found.push_back(entry.path());
   }
   FOVEA_CHECK(!error || error == std::errc::no_such_file_or_directory, "run: cannot look into ",
               (path_ / "checkpoints").string(), ": ", error.message());
@@ -98,8 +94,7 @@ Checkpoint RunFolder::latest(std::vector<std::string>& skipped) const {
 }
 
 Checkpoint RunFolder::load(const std::string& which) const {
-  const std::filesystem::path best = path_ / "checkpoints" / "best.h5";
-  if (which == "best" && std::filesystem::exists(best)) return read_checkpoint(best);
+  if (which == "best" && std::filesystem::exists(best())) return read_checkpoint(best());
   if (which != "best" && which != "last") return read_checkpoint(which);
   std::vector<std::string> skipped;
   return latest(skipped);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // runs/<name>-<time>/: config.toml (resolved), metrics.jsonl, events.out.tfevents.*,
-// checkpoints/step_<n>.h5 and best.h5, sample.txt, report.html.
+// checkpoints/step_<n>.h5 and best.h5 (with their parts: train/checkpoint.h), sample.txt,
+// report.html.
 
 #include <cstdint>
 #include <filesystem>
@@ -27,9 +28,11 @@ class RunFolder {
   std::filesystem::path sample() const { return path_ / "sample.txt"; }
   std::filesystem::path report() const { return path_ / "report.html"; }
 
-  // Writes checkpoints/step_<step>.h5, then removes all but the newest `keep_last`.
-  void save(const Checkpoint& checkpoint, int64_t step, int64_t keep_last) const;
-  void save_best(const Checkpoint& checkpoint) const;
+  // Where the checkpoint of a step, and the best one, are written.
+  std::filesystem::path step(int64_t step) const;
+  std::filesystem::path best() const { return path_ / "checkpoints" / "best.h5"; }
+  // Removes all but the newest `keep_last`, and parts of saves that never ended.
+  void prune(int64_t keep_last) const;
   // Newest first.
   std::vector<std::filesystem::path> checkpoints() const;
   // The newest one that can be read; each one that cannot is told about in `skipped`. Throws when

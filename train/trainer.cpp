@@ -2,10 +2,12 @@
 #include "train/trainer.h"
 
 #include <algorithm>
+#include <cinttypes>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <random>
 
 #include "core/cuda/device.h"
 #include "core/warning.h"
@@ -65,6 +67,9 @@ NamedTensors under(const std::string& prefix, const NamedTensors& tensors) {
   for (const auto& [name, tensor] : tensors) out.emplace_back(prefix + name, tensor);
   return out;
 }
+
+// Of a state's name, "<state>.<parameter>".
+std::string parameter_of(const std::string& name) { return name.substr(name.find('.') + 1); }
 
 std::string exact(double value) {
   char text[40];
@@ -369,21 +374,27 @@ std::string Trainer::sample_text(int64_t tokens) {
 // ---- state --------------------------------------------------------------------------------------
 
 Checkpoint Trainer::save() const {
-  const auto whole = [this](const NamedTensors& state) {
-    return parallel_ ? parallel_->whole(state) : state;
-  };
   if (parallel_) parallel_->check_weights();  // a rank that went astray spoils no checkpoint
   Checkpoint checkpoint;
+  // name is "<state>.<parameter>"
+  const auto add = [&](const std::string& prefix, const NamedTensors& state) {
+    for (const auto& [name, tensor] : state) {
+      if (!sharded()) {
+        checkpoint.tensors.emplace_back(prefix + name, tensor);
+        continue;
+      }
+      const auto [whole, from] = parallel_->place(parameter_of(name));
+      const Tensor flat = tensor.view({tensor.numel()});
+      checkpoint.parts.push_back(
+          {prefix + name, whole, from, flat.numel(), [flat] { return flat; }});
+    }
+  };
   for (const nn::NamedParameter& p : parameters_)
     checkpoint.tensors.emplace_back("model." + p.name, p.variable.value());
   for (const nn::NamedBuffer& b : model_->module().buffers())
     checkpoint.tensors.emplace_back("model." + b.name, *b.tensor);
-  for (const auto& [name, tensor] : whole(optimizer_->state()))
-    checkpoint.tensors.emplace_back("optimizer." + name, tensor);
-  if (ema_) {
-    for (const auto& [name, tensor] : whole(under("ema.", ema_->state())))
-      checkpoint.tensors.emplace_back(name, tensor);
-  }
+  add("optimizer.", optimizer_->state());
+  if (ema_) add("", under("ema.", ema_->state()));
   checkpoint.attributes = {{"config", config::resolved_toml(experiment_)},
                            {"optimizer", experiment_.optimizer.kind},
                            {"step", std::to_string(step_)},
@@ -391,6 +402,23 @@ Checkpoint Trainer::save() const {
                            {"seconds", exact(seconds_)}};
   if (best_) checkpoint.attributes["best"] = exact(*best_);
   return checkpoint;
+}
+
+void Trainer::save(const std::filesystem::path& path) const {
+  Checkpoint checkpoint = save();
+  if (sharded()) {
+    // A name that no other save has: parts of an older one stay whole until this one is.
+    const Tensor number = Tensor::from(std::vector<int64_t>{std::random_device()()}, {1});
+    ranks().broadcast(number, 0).wait();
+    char save[20];
+    std::snprintf(save, sizeof save, "%08" PRIx64,
+                  static_cast<uint64_t>(number.data<int64_t>()[0]));
+    checkpoint.attributes["save"] = save;
+    checkpoint.attributes["parts"] = std::to_string(ranks().size());
+    write_part(path, checkpoint, ranks().rank(), ranks().size());
+    ranks().barrier();
+  }
+  if (root()) write_checkpoint(path, checkpoint);
 }
 
 void Trainer::load(const Checkpoint& checkpoint) {
@@ -403,12 +431,11 @@ void Trainer::load(const Checkpoint& checkpoint) {
     checkpoint.restore("model." + p.name, p.variable.value());
   for (const nn::NamedBuffer& b : model_->module().buffers())
     checkpoint.restore("model." + b.name, *b.tensor);
-  // name is "<state>.<parameter>"
   const auto restore = [&](const std::string& prefix, const std::string& name,
                            const Tensor& target) {
     if (!parallel_) return checkpoint.restore(prefix + name, target);
-    target.copy_(
-        parallel_->piece(name.substr(name.find('.') + 1), checkpoint.tensor(prefix + name)));
+    const auto [whole, from] = parallel_->place(parameter_of(name));
+    checkpoint.restore(prefix + name, target, whole, from);
   };
   for (const auto& [name, tensor] : optimizer_->state()) restore("optimizer.", name, tensor);
   if (ema_) {

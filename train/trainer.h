@@ -46,11 +46,14 @@ class Trainer {
   // the trainer. Refuses ranks that differ in version or config.
   explicit Trainer(Experiment& experiment, const distributed::Communicator& ranks = {});
 
-  // The whole state, of the optimizer on rank 0 alone. It loads on any number of ranks. Throws
-  // unless the ranks hold the same weights. load()
-  // throws naming the tensor that is missing or does not fit.
+  // The state: with train.zero = 1 this rank's part of what the optimizer and the averages have, of
+  // which all ranks' make the whole, on any number of ranks. Throws unless the ranks hold the same
+  // weights. load() throws naming the tensor that is missing or does not fit.
   Checkpoint save() const;
   void load(const Checkpoint& checkpoint);
+  // Writes save(): rank 0 the file, after the parts of all ranks where there are any. All see the
+  // folder.
+  void save(const std::filesystem::path& path) const;
   // Only the weights (averaged ones where there are any): what evaluation and sampling need.
   void load_weights(const Checkpoint& checkpoint);
 
@@ -84,6 +87,8 @@ class Trainer {
  private:
   struct Clock;
   bool root() const { return ranks().rank() == 0; }
+  // Whether ranks hold parts of the state.
+  bool sharded() const { return parallel_ && experiment_.train.zero == 1; }
   StepResult step(const data::Batch& batch);
   void join_ranks();
   double agree_on_step(const data::Batch& batch);
@@ -102,6 +107,7 @@ class Trainer {
   auto with_averages(F&& f);
   void check_loss(double loss) const;
   void check_norm(double norm) const;
+  std::optional<RunFolder> shared_folder(const RunFolder* folder) const;
   void log_step(const StepResult& result, Clock& clock, MetricsWriter& metrics, Progress& progress);
   void log_evaluation(const EvalSums& sums, MetricsWriter& metrics, Progress& progress,
                       bool better);

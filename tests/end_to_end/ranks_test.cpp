@@ -125,7 +125,8 @@ TEST_F(OnRanks, AKilledProcessEndsTheJobWhichFewerRanksContinue) {
   const auto expected = losses(runs().at(0));
   fs::remove_all(folder / "runs");
   if (!processes(3)) GTEST_SKIP() << "no mpirun";
-  const pid_t job = start({"train", (folder / "tiny.toml").string(), "--train.steps=24"});
+  const pid_t job =
+      start({"train", (folder / "tiny.toml").string(), "--train.steps=24", "--train.zero=1"});
   for (int i = 0; i < 20000 && (runs().empty() || !fs::exists(checkpoint(runs().at(0), "05"))); ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   const pid_t last = last_child(job);
