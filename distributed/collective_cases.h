@@ -6,6 +6,8 @@
 
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "distributed/communicator.h"
 
 namespace fovea::distributed {
@@ -26,6 +28,14 @@ Tensor of_rank(int rank, int64_t n, Device device = kCpu) {
     }
   }
   return Tensor::from(values, {n}, device);
+}
+
+// Elements by rank: n, 0, 2 n, n, ...
+inline int64_t ragged_count(int rank, int64_t n) { return (1 + 2 * rank) % 3 * n; }
+inline std::vector<int64_t> ragged_counts(int ranks, int64_t n) {
+  std::vector<int64_t> counts;
+  for (int r = 0; r < ranks; ++r) counts.push_back(ragged_count(r, n));
+  return counts;
 }
 
 // The values as numbers, whatever the dtype.
@@ -61,6 +71,16 @@ void test_reductions(const Communicator& comm, int64_t n, Device device = kCpu) 
     const std::vector<double> part = numbers(out);
     for (int64_t i = 0; i < n; ++i)
       ASSERT_EQ(part[static_cast<size_t>(i)], expected(op, rank * n + i)) << "element " << i;
+
+    const Tensor own = Tensor::empty({ragged_count(rank, n)}, dtype_of<T>, device);
+    const std::vector<int64_t> counts = ragged_counts(P, n);
+    const auto begin = [&](int r) {
+      return std::accumulate(counts.begin(), counts.begin() + r, int64_t{0});
+    };
+    comm.reduce_scatter_v(own, of_rank<T>(rank, begin(P), device), counts, op).wait();
+    const std::vector<double> ragged = numbers(own);
+    for (size_t i = 0; i < ragged.size(); ++i)
+      ASSERT_EQ(ragged[i], expected(op, begin(rank) + static_cast<int64_t>(i))) << "element " << i;
   }
 }
 
@@ -74,6 +94,15 @@ void test_moves(const Communicator& comm, int64_t n, Device device = kCpu) {
   const Tensor all = Tensor::empty({n * P}, dtype_of<T>, device);
   comm.all_gather(all, of_rank<T>(rank, n, device)).wait();
   for (int r = 0; r < P; ++r) ASSERT_EQ(slice(all, r * n, n), numbers(of_rank<T>(r, n)));
+
+  const std::vector<int64_t> counts = ragged_counts(P, n);
+  const Tensor parts = Tensor::empty({std::accumulate(counts.begin(), counts.end(), int64_t{0})},
+                                     dtype_of<T>, device);
+  comm.all_gather_v(parts, of_rank<T>(rank, ragged_count(rank, n), device), counts).wait();
+  for (int64_t r = 0, begin = 0; r < P; begin += counts[static_cast<size_t>(r++)]) {
+    const int64_t length = counts[static_cast<size_t>(r)];
+    ASSERT_EQ(slice(parts, begin, length), numbers(of_rank<T>(static_cast<int>(r), length)));
+  }
 
   comm.all_to_all(all, mine).wait();
   for (int r = 0; r < P; ++r)
@@ -165,6 +194,15 @@ inline void test_counts(const Communicator& comm) {
   expect(Operation::all_reduce, 1, P == 1 ? 0 : 4 * ((odd - own) + (P - 1) * own),
          P == 1 ? 0 : 4 * ((P - 1) * own + (odd - own)));
   EXPECT_EQ(comm.stats().total().bytes_sent, comm.stats()[Operation::all_reduce].bytes_sent);
+  // Unequal parts.
+  comm.reset_stats();
+  const std::vector<int64_t> counts = ragged_counts(static_cast<int>(P), 5);
+  const int64_t sum = std::accumulate(counts.begin(), counts.end(), int64_t{0}),
+                mine = ragged_count(rank, 5);
+  comm.reduce_scatter_v(Tensor::zeros({mine}), Tensor::zeros({sum}), counts).wait();
+  expect(Operation::reduce_scatter, 1, (sum - mine) * 4, (P - 1) * mine * 4);
+  comm.all_gather_v(Tensor::zeros({sum}), Tensor::zeros({mine}), counts).wait();
+  expect(Operation::all_gather, 1, (P - 1) * mine * 4, (sum - mine) * 4);
 }
 
 // Two messages each way between neighbours, received in another order than sent, under way together

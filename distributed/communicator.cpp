@@ -62,6 +62,20 @@ class Posted : public Work::State {
   std::function<void()> finish_;
 };
 
+// Elements of x by rank.
+void check_counts(const char* call, const char* which, const Tensor& x,
+                  const std::vector<int64_t>& counts, int ranks) {
+  FOVEA_CHECK(counts.size() == static_cast<size_t>(ranks), call, ": ", counts.size(), " counts of ",
+              which, " for ", ranks, " ranks");
+  int64_t sum = 0;
+  for (const int64_t count : counts) {
+    FOVEA_CHECK(count >= 0, call, ": a count of ", which, " is ", count);
+    sum += count;
+  }
+  FOVEA_CHECK(sum == x.numel(), call, ": the counts of ", which, " sum to ", sum, ", its shape is ",
+              x.shape());
+}
+
 }  // namespace
 
 std::string_view name(Operation operation) {
@@ -177,6 +191,10 @@ Communicator::Communicator(std::shared_ptr<Transport> transport)
 int Communicator::rank() const { return core_->rank(); }
 int Communicator::size() const { return core_->size(); }
 
+std::vector<int64_t> Communicator::equal_counts(int64_t n) const {
+  return std::vector<int64_t>(static_cast<size_t>(size()), n);
+}
+
 Work Communicator::all_reduce(const Tensor& x, Reduce op, Mode mode) const {
   const Dtype dtype = x.dtype();
   FOVEA_CHECK(is_floating(dtype) || dtype == Dtype::i64,
@@ -195,18 +213,28 @@ Work Communicator::all_reduce(const Tensor& x, Reduce op, Mode mode) const {
 }
 
 Work Communicator::reduce_scatter(const Tensor& out, const Tensor& in, Reduce op, Mode mode) const {
+  FOVEA_CHECK(out.dtype() == in.dtype() && in.numel() == size() * out.numel(),
+              "reduce_scatter: out ", out.dtype(), ' ', out.shape(), " is not a ", size(),
+              "th of in ", in.dtype(), ' ', in.shape());
+  return reduce_scatter_v(out, in, equal_counts(out.numel()), op, mode);
+}
+
+Work Communicator::reduce_scatter_v(const Tensor& out, const Tensor& in,
+                                    const std::vector<int64_t>& counts, Reduce op,
+                                    Mode mode) const {
   const Dtype dtype = in.dtype();
-  FOVEA_CHECK(out.dtype() == dtype && in.numel() == size() * out.numel(), "reduce_scatter: out ",
-              out.dtype(), ' ', out.shape(), " is not a ", size(), "th of in ", dtype, ' ',
-              in.shape());
   FOVEA_CHECK(is_floating(dtype) || dtype == Dtype::i64,
               "reduce_scatter: expected f32, f64, bf16 or i64, found ", dtype);
+  check_counts("reduce_scatter", "in", in, counts, size());
+  const int64_t own = counts[static_cast<size_t>(rank())];
+  FOVEA_CHECK(out.dtype() == dtype && out.numel() == own, "reduce_scatter: out is ", out.dtype(),
+              ' ', out.shape(), "; expected ", own, " elements of ", dtype);
   const Call call = core_->call(Operation::reduce_scatter, in, mode);
   const Tensor from = core_->flat(in), to = core_->room(out);
   return core_->collective(
       call,
-      [from, to, op](const Call& c) {
-        reduce_scatter_parts(c, to, from, Cut::even(from.numel(), c.size()), op);
+      [from, to, op, cut = Cut::of(counts)](const Call& c) {
+        reduce_scatter_parts(c, to, from, cut, op);
       },
       Core::landing(out, to));
 }
@@ -215,12 +243,20 @@ Work Communicator::all_gather(const Tensor& out, const Tensor& in, Mode mode) co
   FOVEA_CHECK(out.dtype() == in.dtype() && out.numel() == size() * in.numel(), "all_gather: out ",
               out.dtype(), ' ', out.shape(), " is not ", size(), " times in ", in.dtype(), ' ',
               in.shape());
+  return all_gather_v(out, in, equal_counts(in.numel()), mode);
+}
+
+Work Communicator::all_gather_v(const Tensor& out, const Tensor& in,
+                                const std::vector<int64_t>& counts, Mode mode) const {
+  check_counts("all_gather", "out", out, counts, size());
+  const int64_t own = counts[static_cast<size_t>(rank())];
+  FOVEA_CHECK(in.dtype() == out.dtype() && in.numel() == own, "all_gather: in is ", in.dtype(), ' ',
+              in.shape(), "; expected ", own, " elements of ", out.dtype());
   const Call call = core_->call(Operation::all_gather, in, mode);
   const Tensor from = core_->flat(in), to = core_->room(out);
   return core_->collective(
       call,
-      [from, to](const Call& c) {
-        const Cut cut = Cut::even(to.numel(), c.size());
+      [from, to, cut = Cut::of(counts)](const Call& c) {
         cut.part(to, c.rank()).copy_(from);
         gather_parts(c, to, cut);
       },
@@ -230,26 +266,15 @@ Work Communicator::all_gather(const Tensor& out, const Tensor& in, Mode mode) co
 Work Communicator::all_to_all(const Tensor& out, const Tensor& in, Mode mode) const {
   FOVEA_CHECK(in.numel() % size() == 0, "all_to_all: in ", in.shape(),
               " does not divide into parts for ", size(), " ranks");
-  const std::vector<int64_t> counts(static_cast<size_t>(size()), in.numel() / size());
+  const std::vector<int64_t> counts = equal_counts(in.numel() / size());
   return all_to_all_v(out, counts, in, counts, mode);
 }
 
 Work Communicator::all_to_all_v(const Tensor& out, const std::vector<int64_t>& out_counts,
                                 const Tensor& in, const std::vector<int64_t>& in_counts,
                                 Mode mode) const {
-  const auto check = [&](const char* which, const Tensor& x, const std::vector<int64_t>& counts) {
-    FOVEA_CHECK(counts.size() == static_cast<size_t>(size()), "all_to_all: ", counts.size(),
-                " counts of ", which, " for ", size(), " ranks");
-    int64_t sum = 0;
-    for (const int64_t count : counts) {
-      FOVEA_CHECK(count >= 0, "all_to_all: a count of ", which, " is ", count);
-      sum += count;
-    }
-    FOVEA_CHECK(sum == x.numel(), "all_to_all: the counts of ", which, " sum to ", sum,
-                ", its shape is ", x.shape());
-  };
-  check("out", out, out_counts);
-  check("in", in, in_counts);
+  check_counts("all_to_all", "out", out, out_counts, size());
+  check_counts("all_to_all", "in", in, in_counts, size());
   FOVEA_CHECK(out.dtype() == in.dtype(), "all_to_all: out is ", out.dtype(), ", in is ",
               in.dtype());
   const auto r = static_cast<size_t>(rank());

@@ -16,6 +16,8 @@
 //   all_reduce       2 (P-1)/P n e            reduce_scatter, all_to_all   (P-1)/P n e   n of `in`
 //   all_gather         (P-1) n e   n of `in`  broadcast   (P-1) n e, summed over the ranks
 //
+// (reduce_scatter_v (n - n_r) e and all_gather_v (P-1) n_r e, where n_r elements are rank r's.)
+//
 // Sums are taken over ranks as a fixed balanced binary tree, ((x0 + x1) + (x2 + x3)) + ..., in f32
 // for bf16 (rounded once, at the end): the bits depend on the values and the number of ranks, never
 // on arrival; and ranks that hold sums of whole subtrees give the bits of one rank that sums all.
@@ -120,8 +122,14 @@ class Communicator {
   // in [P n] -> out [n] = op over the ranks of their part `rank` of `in`.
   Work reduce_scatter(const Tensor& out, const Tensor& in, Reduce op = Reduce::sum,
                       Mode mode = Mode::blocking) const;
+  // The same with parts of counts[r] elements for rank r, which sum to the size of `in`.
+  Work reduce_scatter_v(const Tensor& out, const Tensor& in, const std::vector<int64_t>& counts,
+                        Reduce op = Reduce::sum, Mode mode = Mode::blocking) const;
   // in [n] -> out [P n], by rank.
   Work all_gather(const Tensor& out, const Tensor& in, Mode mode = Mode::blocking) const;
+  // The same with parts of counts[r] elements from rank r, which sum to the size of `out`.
+  Work all_gather_v(const Tensor& out, const Tensor& in, const std::vector<int64_t>& counts,
+                    Mode mode = Mode::blocking) const;
   // in [P n] -> out [P n]: part b of rank a's `in` becomes part a of rank b's `out`.
   Work all_to_all(const Tensor& out, const Tensor& in, Mode mode = Mode::blocking) const;
   // The same with parts of in_counts[b] and out_counts[a] elements, which sum to the sizes.
@@ -156,6 +164,8 @@ class Communicator {
 
  private:
   class Core;
+  std::vector<int64_t> equal_counts(int64_t n) const;
+
   std::shared_ptr<Core> core_;
 };
 

@@ -2,7 +2,7 @@
 #include "distributed/data_parallel.h"
 
 #include <algorithm>
-#include <map>
+#include <numeric>
 
 #include "core/rng.h"
 
@@ -14,18 +14,33 @@ constexpr int64_t kAlign = 32;
 
 int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-std::string description(const std::vector<nn::NamedParameter>& parameters) {
+std::string description(const std::vector<nn::NamedParameter>& parameters,
+                        const std::vector<int64_t>& whole) {
   std::string text;
-  for (const nn::NamedParameter& p : parameters)
-    text += concat(p.name, ' ', p.variable.shape(), '\n');
+  for (size_t i = 0; i < parameters.size(); ++i)
+    text += concat(parameters[i].name, ' ', parameters[i].variable.shape(), ' ', whole[i], '\n');
   return text;
+}
+
+DataParallelOptions checked(DataParallelOptions options, size_t parameters) {
+  if (!options.shard || options.whole.empty()) options.whole.assign(parameters, 0);
+  FOVEA_CHECK(options.whole.size() == parameters, "data parallel: ", options.whole.size(),
+              " costs of whole parameters for ", parameters, " parameters");
+  return options;
+}
+
+// Where rank `rank`'s part of a bucket begins.
+int64_t begin_of(const std::vector<int64_t>& counts, int rank) {
+  return std::accumulate(counts.begin(), counts.begin() + rank, int64_t{0});
 }
 
 }  // namespace
 
 DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
                            const DataParallelOptions& options)
-    : comm_(comm), parameters_(std::move(parameters)), options_(options) {
+    : comm_(comm),
+      parameters_(std::move(parameters)),
+      options_(checked(options, parameters_.size())) {
   FOVEA_CHECK(!parameters_.empty(), "data parallel: no parameters");
   for (const nn::NamedParameter& p : parameters_) {
     const Tensor& value = p.variable.value();
@@ -34,7 +49,7 @@ DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
                 "data parallel: ", p.name, " is ", value.dtype(), " on ", value.device(),
                 "; expected contiguous f32 on one device");
   }
-  check_agree(comm_, "parameters", hash_of(description(parameters_)));
+  check_agree(comm_, "parameters", hash_of(description(parameters_, options_.whole)));
   make_buckets();
   if (options_.shard) make_pieces();
   if (!options_.overlap) return;
@@ -48,23 +63,69 @@ DataParallel::~DataParallel() {
 
 // ---- layout -------------------------------------------------------------------------------------
 
+// By parameter: the rank that has all of it; -1: it is cut.
+std::vector<int> DataParallel::owners() const {
+  std::vector<size_t> whole;
+  for (size_t i = parameters_.size(); i-- > 0;)
+    if (options_.whole[i] > 0) whole.push_back(i);
+  // Of like matrices neighbours go to different ranks, which balances buckets too.
+  std::stable_sort(whole.begin(), whole.end(),
+                   [&](size_t a, size_t b) { return options_.whole[a] > options_.whole[b]; });
+  std::vector<int> owners(parameters_.size(), -1);
+  std::vector<int64_t> costs(static_cast<size_t>(comm_.size()));
+  for (const size_t i : whole) {
+    const auto least = std::min_element(costs.begin(), costs.end());
+    *least += options_.whole[i];
+    owners[i] = static_cast<int>(least - costs.begin());
+  }
+  return owners;
+}
+
 void DataParallel::make_buckets() {
   const MemoryLabel label("gradient buckets");
+  const std::vector<int> owners = this->owners();
+  const auto P = static_cast<size_t>(comm_.size());
   bucket_of_.resize(parameters_.size());
   present_.resize(parameters_.size());
-  const Device device = parameters_.front().variable.value().device();
+  Bucket cut, whole;                               // open
   for (size_t i = parameters_.size(); i-- > 0;) {  // backward meets the last layers first
-    if (buckets_.empty() || buckets_.back().n * size_of(Dtype::f32) >= options_.bucket_bytes)
-      buckets_.emplace_back();
-    Bucket& bucket = buckets_.back();
-    bucket.parts.push_back({i, bucket.n});
-    bucket.n += up(parameters_[i].variable.value().numel(), kAlign);
-    bucket_of_[i] = buckets_.size() - 1;
+    Bucket& bucket = owners[i] < 0 ? cut : whole;
+    const int64_t room = up(parameters_[i].variable.value().numel(), kAlign);
+    bucket.counts.resize(P);
+    if (owners[i] >= 0) bucket.counts[static_cast<size_t>(owners[i])] += room;
+    bucket.parts.push_back({i, 0});
+    bucket.n += room;
+    const int64_t longest = *std::max_element(bucket.counts.begin(), bucket.counts.end());
+    if (bucket.n * size_of(Dtype::f32) >= options_.bucket_bytes &&
+        2 * longest * comm_.size() <= 3 * bucket.n)
+      close(std::exchange(bucket, {}), owners);
   }
-  for (Bucket& bucket : buckets_) {
-    bucket.n = up(bucket.n, kAlign * comm_.size());
-    bucket.gradients = Tensor::zeros({bucket.n}, Dtype::f32, device);
-    if (!options_.shard) continue;
+  if (!cut.parts.empty() && !whole.parts.empty() &&
+      cut.parts.back().parameter < whole.parts.back().parameter)
+    std::swap(cut, whole);
+  for (Bucket* last : {&cut, &whole})
+    if (!last->parts.empty()) close(std::move(*last), owners);
+}
+
+// Lays the bucket out: parameters that are cut in order, or rank by rank.
+void DataParallel::close(Bucket bucket, const std::vector<int>& owners) {
+  const int P = comm_.size();
+  const Device device = parameters_.front().variable.value().device();
+  const bool cut = owners[bucket.parts.front().parameter] < 0;
+  if (cut) {
+    bucket.n = up(bucket.n, kAlign * P);
+    std::fill(bucket.counts.begin(), bucket.counts.end(), bucket.n / P);
+  }
+  std::vector<int64_t> at;  // the next parameter of each rank
+  for (int r = 0; r < P; ++r) at.push_back(cut ? 0 : begin_of(bucket.counts, r));
+  for (Part& part : bucket.parts) {
+    int64_t& begin = at[static_cast<size_t>(std::max(owners[part.parameter], 0))];
+    part.begin = begin;
+    begin += up(parameters_[part.parameter].variable.value().numel(), kAlign);
+    bucket_of_[part.parameter] = buckets_.size();
+  }
+  bucket.gradients = Tensor::zeros({bucket.n}, Dtype::f32, device);
+  if (options_.shard) {
     bucket.weights = Tensor::zeros({bucket.n}, Dtype::f32, device);
     for (const Part& part : bucket.parts) {
       const Variable& p = parameters_[part.parameter].variable;
@@ -74,12 +135,14 @@ void DataParallel::make_buckets() {
       p.set_value(place);
     }
   }
+  buckets_.push_back(std::move(bucket));
 }
 
 std::vector<DataParallel::Piece> DataParallel::pieces_of(int rank) const {
   std::vector<Piece> pieces;
   for (size_t b = 0; b < buckets_.size(); ++b) {
-    const int64_t share = buckets_[b].n / comm_.size(), begin = rank * share, end = begin + share;
+    const int64_t begin = begin_of(buckets_[b].counts, rank),
+                  end = begin_of(buckets_[b].counts, rank + 1);
     for (const Part& part : buckets_[b].parts) {
       const int64_t numel = parameters_[part.parameter].variable.value().numel();
       const int64_t from = std::max(begin, part.begin), to = std::min(end, part.begin + numel);
@@ -93,21 +156,29 @@ void DataParallel::make_pieces() {
   places_ = pieces_of(comm_.rank());
   for (const Piece& piece : places_) {
     const nn::NamedParameter& whole = parameters_[piece.parameter];
+    Shape shape = whole.variable.shape();
+    if (options_.whole[piece.parameter] == 0) {
+      for (int i = 0; i < shape.rank(); ++i) shape[i] = i + 1 == shape.rank() ? piece.n : 1;
+    }
     const Tensor values = buckets_[piece.bucket].weights.slice(0, piece.at, piece.at + piece.n);
-    pieces_.push_back(
-        {whole.name,
-         Variable(whole.variable.value().rank() >= 2 ? values.view({1, piece.n}) : values, true)});
+    pieces_.push_back({whole.name, Variable(values.view(shape), true)});
   }
 }
 
-Tensor DataParallel::shard_of(const Tensor& flat) const {
-  const int64_t share = flat.numel() / comm_.size();
-  return flat.slice(0, comm_.rank() * share, (comm_.rank() + 1) * share);
+Tensor DataParallel::shard_of(const Bucket& bucket, const Tensor& flat) const {
+  const int rank = comm_.rank();
+  return flat.slice(0, begin_of(bucket.counts, rank), begin_of(bucket.counts, rank + 1));
 }
 
 int64_t DataParallel::elements() const {
   int64_t n = 0;
   for (const Bucket& bucket : buckets_) n += bucket.n;
+  return n;
+}
+
+int64_t DataParallel::own_elements() const {
+  int64_t n = 0;
+  for (const Bucket& bucket : buckets_) n += bucket.counts[static_cast<size_t>(comm_.rank())];
   return n;
 }
 
@@ -156,9 +227,10 @@ void DataParallel::send(Bucket& bucket) {
     else
       p.set_grad(place.view(p.shape()));
   }
-  bucket.work = options_.shard ? comm_.reduce_scatter(shard_of(bucket.gradients), bucket.gradients,
-                                                      Reduce::sum, Mode::async)
-                               : comm_.all_reduce(bucket.gradients, Reduce::sum, Mode::async);
+  bucket.work = options_.shard
+                    ? comm_.reduce_scatter_v(shard_of(bucket, bucket.gradients), bucket.gradients,
+                                             bucket.counts, Reduce::sum, Mode::async)
+                    : comm_.all_reduce(bucket.gradients, Reduce::sum, Mode::async);
 }
 
 void DataParallel::finish() {
@@ -197,7 +269,8 @@ std::vector<double> DataParallel::sum(std::vector<double> numbers) {
 void DataParallel::gather() {
   if (!options_.shard) return;
   for (Bucket& bucket : buckets_)
-    bucket.work = comm_.all_gather(bucket.weights, shard_of(bucket.weights), Mode::async);
+    bucket.work = comm_.all_gather_v(bucket.weights, shard_of(bucket, bucket.weights),
+                                     bucket.counts, Mode::async);
   for (Bucket& bucket : buckets_) bucket.work.wait();
 }
 

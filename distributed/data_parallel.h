@@ -10,13 +10,20 @@
 // that leaves each rank the sum of its own part, from which it alone moves its part of the weights,
 // with the optimizer's state of that part; an all_gather brings the weights back together.
 //
-// Bytes sent by a rank in a step, P ranks, n elements in all buckets with their padding, K
-// parameters; for both (P-1)/P (2 n 4 + 2 (K + numbers) 8).
+// Parameters whose step needs all of them (Muon's matrices) are not cut: each is owned by one rank.
+// By cost, the largest first, each goes to the rank that has least. They have buckets of their own,
+// in which rank r's matrices are part r; such a bucket goes on until no part is half longer than
+// the mean, so that exchanges stay balanced.
+//
+// Bytes sent by a rank in a step, P ranks, n elements in all buckets with their padding, of which
+// n_r are rank r's parts (n / P where all is cut), K parameters:
+//   shard = false   (P-1)/P 2 n 4              and for both  (P-1)/P 2 (K + numbers) 8
+//   shard = true    ((n - n_r) + (P-1) n_r) 4
+// The same over all ranks: 2 (P-1) n 4.
 //
 // Both ways give the same bits, on all ranks: sums over ranks are the communicator's fixed tree.
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "distributed/communicator.h"
@@ -28,6 +35,9 @@ struct DataParallelOptions {
   int64_t bucket_bytes = 8 << 20;  // a bucket is sent when it has about as many
   bool shard = false;
   bool overlap = true;  // else buckets are sent after backward
+  // Of each parameter, for shard: the cost of a step that needs all of it; 0: it may be cut. Empty:
+  // all may.
+  std::vector<int64_t> whole = {};
 };
 
 class DataParallel {
@@ -41,8 +51,8 @@ class DataParallel {
   DataParallel(const DataParallel&) = delete;
   DataParallel& operator=(const DataParallel&) = delete;
 
-  // What this rank moves: the parameters, or its pieces of them as views, under the same names:
-  // [1, n] of a matrix or more, [n] of a vector.
+  // What this rank moves: the parameters, or its pieces of them as views, under the same names and
+  // of as many dimensions: [n], [1, n], .. of what is cut, the parameter's shape of what is not.
   const Parameters& own() const { return options_.shard ? pieces_ : parameters_; }
 
   // The next backward pass is this rank's last of the step: what arrives is final. One that does
@@ -67,7 +77,8 @@ class DataParallel {
   };
   Place place(const std::string& parameter) const;
 
-  int64_t elements() const;  // n above
+  int64_t elements() const;      // n above
+  int64_t own_elements() const;  // n_r
   size_t buckets() const { return buckets_.size(); }
   // Of the last step: how many were sent before backward had ended.
   size_t early_buckets() const { return early_; }
@@ -79,10 +90,11 @@ class DataParallel {
     int64_t begin;
   };
   struct Bucket {
-    int64_t n = 0;  // a multiple of the ranks
+    int64_t n = 0;
     std::vector<Part> parts;
-    Tensor gradients, weights;  // [n] f32; weights with shard
-    int64_t missing = 0;        // parameters whose last gradient is still to come
+    std::vector<int64_t> counts;  // elements of each rank; equal where parameters are cut
+    Tensor gradients, weights;    // [n] f32; weights with shard
+    int64_t missing = 0;          // parameters whose last gradient is still to come
     Work work;
   };
   // The part of a parameter that is this rank's: elements [from, from + n) of it, at `at` of the
@@ -92,14 +104,16 @@ class DataParallel {
     int64_t from, n, at;
   };
 
+  std::vector<int> owners() const;
   void make_buckets();
+  void close(Bucket bucket, const std::vector<int>& owners);
   void make_pieces();
   void arrived(size_t parameter);
   void send_ready();
   void send(Bucket& bucket);
   // Pieces of `rank`, in order.
   std::vector<Piece> pieces_of(int rank) const;
-  Tensor shard_of(const Tensor& flat) const;
+  Tensor shard_of(const Bucket& bucket, const Tensor& flat) const;
 
   const Communicator comm_;
   const Parameters parameters_;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <mutex>
+#include <numeric>
 
 #include "autograd/ops.h"
 #include "core/ops/elementwise.h"
@@ -31,6 +32,8 @@ struct Net {
       parameters.push_back({name, Variable(normal(shape, name).to(device), true)});
   }
   const Variable& operator[](size_t i) const { return parameters[i].variable; }
+  // Of its matrices, by elements.
+  static std::vector<int64_t> whole() { return {49, 0, 0, 77, 33}; }
   Device device() const { return parameters[0].variable.value().device(); }
   // Backward of the loss of rank `rank`'s samples.
   void backward(int rank, uint64_t step) const {
@@ -78,15 +81,20 @@ Tensor piece(const DataParallel& parallel, const std::string& name, const Tensor
   return {};
 }
 
+// All sums everywhere, in shards, and in shards that keep matrices whole.
+std::vector<DataParallelOptions> ways(bool overlap = true) {
+  return {{128, false, overlap}, {128, true, overlap}, {128, true, overlap, Net::whole()}};
+}
+
 class DataParallelRanks : public testing::TestWithParam<int> {};
 
 TEST_P(DataParallelRanks, GradientsAreTheSumsOfAllRanks) {
   const int P = GetParam();
-  for (const bool shard : {false, true})
-    for (const bool overlap : {false, true})
+  for (const bool overlap : {false, true})
+    for (const DataParallelOptions& options : ways(overlap))
       run_ranks(P, [&](const Communicator& comm) {
         const Net net, other;
-        DataParallel parallel(comm, net.parameters, {128, shard, overlap});
+        DataParallel parallel(comm, net.parameters, options);
         EXPECT_GE(parallel.buckets(), 3u);
         for (uint64_t step = 0; step < 4; ++step) {
           const int idle = step == 2 && P > 1 ? 1 : -1;
@@ -105,7 +113,7 @@ TEST_P(DataParallelRanks, GradientsAreTheSumsOfAllRanks) {
           const std::vector<double> sums = parallel.sum({0.5, comm.rank() + 1.0});
           EXPECT_EQ(sums, (std::vector<double>{0.5 * P, P * (P + 1) / 2.0}));
           for (size_t i = 0; i < net.parameters.size(); ++i) {
-            const bool has = !shard && i != 2;
+            const bool has = !options.shard && i != 2;
             EXPECT_EQ(net[i].grad().defined(), has);
             if (has) expect_near(net[i].grad(), expected[i], net.parameters[i].name);
           }
@@ -120,10 +128,12 @@ TEST_P(DataParallelRanks, GradientsAreTheSumsOfAllRanks) {
           }
           parallel.gather();
           // Bytes: every rank sends what is not its own, then its own to all others.
-          const int64_t K = 2 + static_cast<int64_t>(net.parameters.size());
-          const int64_t own = K / P + (comm.rank() < K % P ? 1 : 0);
+          const auto bytes = [&](int64_t n, int64_t own) { return n - own + (P - 1) * own; };
+          const int64_t K = 2 + static_cast<int64_t>(net.parameters.size()),
+                        n = parallel.elements(), own = parallel.own_elements();
           EXPECT_EQ(comm.stats().total().bytes_sent,
-                    2 * (P - 1) * parallel.elements() / P * 4 + 8 * (K - own + (P - 1) * own));
+                    4 * bytes(n, own) + 8 * bytes(K, K / P + (comm.rank() < K % P ? 1 : 0)));
+          EXPECT_TRUE(!options.whole.empty() || own * P == n) << own;
         }
       });
 }
@@ -133,10 +143,10 @@ TEST_P(DataParallelRanks, ShardsMoveAsTheWholeWould) {
   const int P = GetParam();
   std::mutex mutex;
   std::vector<float> first;
-  for (const bool shard : {false, true})
+  for (const DataParallelOptions& options : ways())
     run_ranks(P, [&](const Communicator& comm) {
       const Net net;
-      DataParallel parallel(comm, net.parameters, {128, shard, true});
+      DataParallel parallel(comm, net.parameters, options);
       std::vector<std::pair<std::string, Tensor>> moments;
       for (const nn::NamedParameter& p : parallel.own())
         moments.emplace_back("m." + p.name, Tensor::zeros_like(p.variable.value()));
@@ -169,7 +179,7 @@ TEST_P(DataParallelRanks, ShardsMoveAsTheWholeWould) {
           EXPECT_EQ(shape, p.variable.shape());
           whole.slice(0, from, from + tensor.numel()).copy_(tensor.view({tensor.numel()}));
         }
-        if (shard) comm.all_reduce(whole).wait();
+        if (options.shard) comm.all_reduce(whole).wait();
         const std::vector<float> values = whole.to_vector<float>();
         state.insert(state.end(), values.begin(), values.end());
       }
@@ -183,14 +193,60 @@ TEST_P(DataParallelRanks, ShardsMoveAsTheWholeWould) {
 INSTANTIATE_TEST_SUITE_P(Of, DataParallelRanks, testing::Values(1, 2, 3, 4),
                          testing::PrintToStringParamName());
 
+// Blocks of a GPT: each matrix on one rank, costs and elements in balance, buckets of matrices of
+// several ranks; fewer matrices than ranks leave some without.
+TEST(DataParallel, WholeParametersAreOwnedInBalance) {
+  for (const int blocks : {6, 1})
+    for (const int P : {1, 2, 3, 4, 8}) {
+      std::mutex mutex;
+      std::vector<int> owners(static_cast<size_t>(5 * blocks));
+      std::vector<int64_t> costs;
+      run_ranks(P, [&](const Communicator& comm) {
+        std::vector<nn::NamedParameter> parameters;
+        DataParallelOptions options{4 * 256, true, true};
+        for (int b = 0; b < blocks; ++b)
+          for (const int64_t rows : {0, 24, 8, 32, 32}) {
+            const Shape shape = rows > 0 ? Shape{rows, 8} : Shape{8};
+            parameters.push_back(
+                {concat(b, '.', parameters.size()), Variable(Tensor::zeros(shape), true)});
+            options.whole.push_back(rows > 0 ? 256 * rows + 1024 : 0);
+          }
+        const DataParallel parallel(comm, parameters, options);
+        int64_t cost = 0;
+        const std::lock_guard lock(mutex);
+        for (const nn::NamedParameter& own : parallel.own()) {
+          for (size_t i = 0; i < parameters.size(); ++i) {
+            if (own.name != parameters[i].name || options.whole[i] == 0) continue;
+            EXPECT_EQ(own.variable.shape(), parameters[i].variable.shape());
+            ++owners[i];
+            cost += options.whole[i];
+          }
+        }
+        costs.push_back(cost);
+        // A bucket has a matrix of more than one rank, and is not much larger than it must be.
+        const size_t matrices = static_cast<size_t>(4 * blocks);
+        EXPECT_LE(parallel.buckets(), P == 1 ? matrices + 1 : matrices / 2 + 1);
+        EXPECT_GE(parallel.buckets(), matrices / static_cast<size_t>(2 * P) + 1);
+        const auto n = static_cast<double>(parallel.elements());
+        EXPECT_NEAR(static_cast<double>(P * parallel.own_elements()), n,
+                    blocks == 6 ? 0.15 * n : 4 * n);
+      });
+      for (size_t i = 0; i < owners.size(); ++i) EXPECT_EQ(owners[i], i % 5 > 0 ? 1 : 0) << i;
+      const int64_t all = std::accumulate(costs.begin(), costs.end(), int64_t{0}),
+                    most = *std::max_element(costs.begin(), costs.end());
+      EXPECT_LE(most * P, all + (P - 1) * 9216) << P;
+      EXPECT_LE(10 * most * P, (blocks == 6 ? 11 : 10 * P) * all) << P;
+    }
+}
+
 class DataParallelOn : public OnDevices {};
 
 TEST_P(DataParallelOn, GradientsOfADevice) {
   const Device device = this->device();
-  for (const bool shard : {false, true})
+  for (const DataParallelOptions& options : ways())
     run_ranks(2, [&](const Communicator& comm) {
       const Net net(device), other(device);
-      DataParallel parallel(comm, net.parameters, {128, shard, true});
+      DataParallel parallel(comm, net.parameters, options);
       for (uint64_t step = 0; step < 2; ++step) {
         const std::vector<Tensor> expected = plain_sum(other, 2, -1, step);
         net.zero_grad();
@@ -223,6 +279,21 @@ TEST(DataParallel, RefusesWhatItWouldSumWrongly) {
                     DataParallel(comm, net.parameters, {});
                   })
                 .find("parameters: rank 1 differs from rank 0"),
+            std::string::npos);
+  EXPECT_NE(error(2,
+                  [](const Communicator& comm) {
+                    const Net net;
+                    DataParallelOptions options{128, true, true, Net::whole()};
+                    options.whole[3] += comm.rank();
+                    DataParallel(comm, net.parameters, options);
+                  })
+                .find("parameters: rank 1 differs from rank 0"),
+            std::string::npos);
+  EXPECT_NE(error(1,
+                  [](const Communicator& comm) {
+                    DataParallel(comm, Net().parameters, {128, true, true, {1, 2}});
+                  })
+                .find("2 costs of whole parameters for 5 parameters"),
             std::string::npos);
   // Once more than in the first step, after the sum was sent.
   EXPECT_NE(error(1,

@@ -15,19 +15,29 @@
 namespace fovea::train {
 namespace {
 
+Flags joined(Flags flags, const Flags& more) {
+  flags.insert(flags.end(), more.begin(), more.end());
+  return flags;
+}
+
+// With zero = 1 matrices stay whole, each on one rank.
+const Flags kMuon{{"optimizer.kind", "muon"}, {"optimizer.momentum", "0.95"}};
+
 class TrainOnRanks : public testing::TestWithParam<int> {};
 
 TEST_P(TrainOnRanks, LossesAreThoseOfOneRank) {
   const int P = GetParam();
-  const Trained one = train(1, {});
-  for (const char* zero : {"0", "1"}) {
-    const Trained many = train(P, {{"train.zero", zero}});
-    expect_near(many.losses, one.losses, kRounding);
-    expect_near(many.norms, one.norms, kRounding);
-    EXPECT_NEAR(many.held_out, one.held_out, kRounding);
-    ASSERT_EQ(many.state.size(), one.state.size());
-    for (size_t i = 0; i < one.state.size(); ++i)
-      EXPECT_EQ(many.state[i].first, one.state[i].first);
+  for (const Flags& flags : {Flags{}, kMuon}) {
+    const Trained one = train(1, flags);
+    for (const char* zero : {"0", "1"}) {
+      const Trained many = train(P, joined(flags, {{"train.zero", zero}}));
+      expect_near(many.losses, one.losses, kRounding);
+      expect_near(many.norms, one.norms, kRounding);
+      EXPECT_NEAR(many.held_out, one.held_out, kRounding);
+      ASSERT_EQ(many.state.size(), one.state.size());
+      for (size_t i = 0; i < one.state.size(); ++i)
+        EXPECT_EQ(many.state[i].first, one.state[i].first);
+    }
   }
 }
 
@@ -40,14 +50,16 @@ TEST_P(TrainOnRanks, SharesNeedNotBeEqual) {
 // Nothing but where sums are kept: the same bits.
 TEST_P(TrainOnRanks, ShardsAndOverlapChangeNoBit) {
   const int P = GetParam();
-  const Trained plain = train(P, {{"train.clip", "0"}, {"mesh.overlap", "false"}});
-  for (const Flags& flags :
-       {Flags{{"train.clip", "0"}, {"train.zero", "1"}}, Flags{{"train.clip", "0"}},
-        Flags{{"train.clip", "0"}, {"mesh.bucket_bytes", "8388608"}}}) {
-    const Trained other = train(P, flags);
-    EXPECT_EQ(other.losses, plain.losses);
-    EXPECT_EQ(other.state, plain.state);
-    EXPECT_EQ(other.held_out, plain.held_out);
+  for (const Flags& kind : {Flags{}, kMuon}) {
+    const Flags flags = joined(kind, {{"train.clip", "0"}});
+    const Trained plain = train(P, joined(flags, {{"mesh.overlap", "false"}}));
+    for (const Flags& more : {Flags{{"train.zero", "1"}}, Flags{},
+                              Flags{{"mesh.bucket_bytes", "8388608"}, {"train.zero", "1"}}}) {
+      const Trained other = train(P, joined(flags, more));
+      EXPECT_EQ(other.losses, plain.losses);
+      EXPECT_EQ(other.state, plain.state);
+      EXPECT_EQ(other.held_out, plain.held_out);
+    }
   }
 }
 
@@ -58,11 +70,42 @@ TEST(TrainOnRanks, EveryOptimizerTrainsAlike) {
   for (const char* kind : {"sgd", "lion", "muon"}) {
     const Flags flags{{"optimizer.kind", kind}, {"model.dropout", "0"}, {"optimizer.lr", "1e-3"}};
     const Trained one = train(1, flags, 6);
-    expect_near(train(3, flags, 6).losses, one.losses, kRounding);
-    if (std::string(kind) == "muon") continue;
-    Flags zero = flags;
-    zero.push_back({"train.zero", "1"});
-    expect_near(train(3, zero, 6).losses, one.losses, kRounding);
+    for (const char* zero : {"0", "1"})
+      expect_near(train(3, joined(flags, {{"train.zero", zero}}), 6).losses, one.losses, kRounding);
+  }
+}
+
+// One block: a rank has none of its four matrices, and little of the rest.
+TEST(TrainOnRanks, MoreRanksThanMatrices) {
+  const Flags flags = joined(kMuon, {{"model.layers", "1"}, {"train.zero", "1"}});
+  const Trained one = train(1, flags, 6), six = train(6, flags, 6);
+  expect_near(six.losses, one.losses, kRounding);
+  const Trained resumed = train(5, flags, 6, &six.checkpoint);
+  EXPECT_EQ(resumed.state, six.state);
+}
+
+// Over all ranks, what one would hold: the moments of muon's matrices on their owners alone.
+TEST(TrainOnRanks, OptimizerStateIsHeldOnce) {
+  const auto held = [](int ranks, const Flags& flags) {
+    int64_t bytes = 0;
+    run_ranks(ranks, [&](const Communicator& job) {
+      Experiment e;
+      load(e, flags);
+      const Trainer trainer(e, job);
+      job.barrier();
+      if (job.rank() == 0) {
+        for (const MemoryUse& use : memory_use())
+          bytes += use.name == "optimizer state" || use.name == "averaged weights" ? use.bytes : 0;
+      }
+      job.barrier();
+    });
+    return bytes;
+  };
+  for (const Flags& flags : {Flags{}, kMuon}) {
+    const int64_t one = held(1, flags);
+    EXPECT_GT(one, 0);
+    EXPECT_EQ(held(4, flags), 4 * one);
+    EXPECT_EQ(held(4, joined(flags, {{"train.zero", "1"}})), one);
   }
 }
 
@@ -117,8 +160,7 @@ TEST_P(TrainRanksOn, LossesAreThoseOfOneRank) {
                     {"data.val_samples", "2"}};
   const Trained one = train(1, flags, 3);
   for (const char* zero : {"0", "1"}) {
-    Flags many = flags;
-    many.push_back({"train.zero", zero});
+    const Flags many = joined(flags, {{"train.zero", zero}});
     const Trained two = train(2, many, 3);
     expect_near(two.losses, one.losses, kRounding);
     expect_near(two.norms, one.norms, kRounding);
@@ -127,15 +169,21 @@ TEST_P(TrainRanksOn, LossesAreThoseOfOneRank) {
     EXPECT_EQ(again.losses, two.losses);
     EXPECT_EQ(again.state, two.state);
   }
+  const Flags muon = joined(joined(flags, kMuon), {{"train.clip", "0"}});
+  const Trained plain = train(2, muon, 2), owned = train(2, joined(muon, {{"train.zero", "1"}}), 2);
+  expect_near(plain.losses, train(1, muon, 2).losses, kRounding);
+  EXPECT_EQ(owned.losses, plain.losses);
+  EXPECT_EQ(owned.state, plain.state);
 }
 FOVEA_ON_DEVICES(TrainRanksOn);
 
 // Only the last micro-batch communicates: bytes of a step are those of the formula.
 TEST(TrainOnRanks, BytesOfAStepAreThoseOfTheFormula) {
-  for (const char* zero : {"0", "1"})
+  const Flags zero{{"train.zero", "1"}};
+  for (const Flags& flags : {Flags{}, zero, joined(kMuon, zero)})
     run_ranks(3, [&](const Communicator& job) {
       Experiment e;
-      load(e, {{"train.zero", zero}});
+      load(e, flags);
       Trainer trainer(e, job);
       const distributed::DataParallel& parallel = *trainer.data_parallel();
       EXPECT_GE(parallel.buckets(), 3u);
@@ -144,14 +192,15 @@ TEST(TrainOnRanks, BytesOfAStepAreThoseOfTheFormula) {
         trainer.step();
         EXPECT_EQ(parallel.early_buckets(), step > 0 ? parallel.buckets() : 0u);
         const int64_t P = 3;
-        // An all_reduce of n numbers of 8 bytes: all but its own part, then that to all.
-        const auto numbers = [&](int64_t n) {
-          const int64_t own = n / P + (job.rank() < n % P ? 1 : 0);
-          return 8 * (n - own + (P - 1) * own);
+        // All but the rank's own part, then that to all.
+        const auto both = [&](int64_t n, int64_t own) { return n - own + (P - 1) * own; };
+        const auto numbers = [&](int64_t n) {  // of 8 bytes
+          return 8 * both(n, n / P + (job.rank() < n % P ? 1 : 0));
         };
         const auto K = static_cast<int64_t>(trainer.model().module().parameters().size());
-        EXPECT_EQ(trainer.ranks().stats().total().bytes_sent,
-                  2 * (P - 1) * parallel.elements() / P * 4 + numbers(3) + numbers(2 + K));
+        EXPECT_EQ(
+            trainer.ranks().stats().total().bytes_sent,
+            4 * both(parallel.elements(), parallel.own_elements()) + numbers(3) + numbers(2 + K));
       }
     });
 }
@@ -159,23 +208,25 @@ TEST(TrainOnRanks, BytesOfAStepAreThoseOfTheFormula) {
 // ---- checkpoints --------------------------------------------------------------------------------
 
 TEST(TrainOnRanks, ACheckpointOfFourRanksGoesOnOnAnyNumber) {
-  for (const char* zero : {"0", "1"}) {
-    const Flags flags{{"train.zero", zero}};
-    const Trained half = train(4, flags, 10), whole = train(4, flags, 20);
-    // On four: the same bits.
-    const Trained resumed = train(4, flags, 20, &half.checkpoint);
-    EXPECT_EQ(resumed.losses, std::vector<double>(whole.losses.begin() + 10, whole.losses.end()));
-    EXPECT_EQ(resumed.state, whole.state);
-    for (const int ranks : {1, 2, 3}) {
-      for (const char* other : {"0", "1"}) {
-        // The state arrives bit for bit, whatever holds it then.
-        const Trained same = train(ranks, {{"train.zero", other}}, 10, &half.checkpoint);
-        EXPECT_EQ(same.state, half.state) << ranks;
+  for (const Flags& kind : {Flags{}, kMuon})
+    for (const char* zero : {"0", "1"}) {
+      const Flags flags = joined(kind, {{"train.zero", zero}});
+      const Trained half = train(4, flags, 10), whole = train(4, flags, 20);
+      // On four: the same bits.
+      const Trained resumed = train(4, flags, 20, &half.checkpoint);
+      EXPECT_EQ(resumed.losses, std::vector<double>(whole.losses.begin() + 10, whole.losses.end()));
+      EXPECT_EQ(resumed.state, whole.state);
+      for (const int ranks : {1, 2, 3}) {
+        for (const char* other : {"0", "1"}) {
+          // The state arrives bit for bit, whatever holds it then.
+          const Trained same =
+              train(ranks, joined(kind, {{"train.zero", other}}), 10, &half.checkpoint);
+          EXPECT_EQ(same.state, half.state) << ranks;
+        }
+        const Trained fewer = train(ranks, flags, 20, &half.checkpoint);
+        expect_near(fewer.losses, resumed.losses, kRounding);
       }
-      const Trained fewer = train(ranks, flags, 20, &half.checkpoint);
-      expect_near(fewer.losses, resumed.losses, kRounding);
     }
-  }
 }
 
 // With ZeRO-1 nobody has more of the state than its part, on disk as in memory.
@@ -231,8 +282,6 @@ TEST(TrainOnRanks, WhatDoesNotFitIsRefusedInOneLine) {
   expect(error(3, {}, {{"optimizer.lr", "0.1"}}), "config: rank 2 differs from rank 0");
   expect(error(3, {{"mesh.data", "4"}}),
          "data 4 x ring 1 x ulysses 1 is 4 ranks, but the job has 3");
-  expect(error(2, {{"optimizer.kind", "muon"}, {"train.zero", "1"}}),
-         "train.zero = 1 cuts matrices into pieces, but optimizer muon needs them whole");
   expect(error(4, {{"train.batch", "2"}}), "a batch of 2 leaves some of 4 ranks without a sample");
   expect(error(2, {{"train.graph", "on"}}), "steps of several ranks cannot be graphs");
 }

@@ -125,9 +125,6 @@ void Trainer::join_ranks() {
   FOVEA_CHECK(buffers.empty(), "train: ", buffers.empty() ? "" : buffers.front().name,
               " is a running statistic, which each of ", ranks().size(),
               " ranks would take of its own samples; use another norm or one rank");
-  FOVEA_CHECK(train.zero == 0 || experiment_.optimizer.kind != "muon",
-              "train.zero = 1 cuts matrices into pieces, but optimizer muon needs them whole; use "
-              "train.zero = 0");
   FOVEA_CHECK(train.graph != "on",
               "train.graph is on, but steps of several ranks cannot be graphs "
               "yet; use auto");
@@ -137,6 +134,8 @@ void Trainer::join_ranks() {
   options.bucket_bytes = experiment_.mesh.bucket_bytes;
   options.overlap = experiment_.mesh.overlap;
   options.shard = train.zero == 1;
+  for (const nn::NamedParameter& p : parameters_)
+    options.whole.push_back(whole_cost(experiment_.optimizer, p.name, p.variable.shape()));
   parallel_ = std::make_unique<distributed::DataParallel>(ranks(), parameters_, options);
 }
 

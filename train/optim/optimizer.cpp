@@ -244,11 +244,8 @@ class Muon final : public Optimizer {
  public:
   Muon(const OptimizerOptions& options, const Parameters& parameters) : options_(options) {
     Parameters matrices, rest;
-    for (const nn::NamedParameter& p : parameters) {
-      (p.variable.value().rank() == 2 && !is_embedding(p.name) && !is_head(p.name) ? matrices
-                                                                                   : rest)
-          .push_back(p);
-    }
+    for (const nn::NamedParameter& p : parameters)
+      (whole_cost(options, p.name, p.variable.shape()) > 0 ? matrices : rest).push_back(p);
     matrices_ = make_slots(matrices, options, false);
     rest_ = make_slots(rest, options, true);
   }
@@ -350,6 +347,13 @@ class Muon final : public Optimizer {
 };
 
 }  // namespace
+
+// An iteration on [s, l], s <= l: X X^T and its polynomial times X, 2 s s l each, and A A, 2 s s s.
+int64_t whole_cost(const OptimizerOptions& options, const std::string& name, const Shape& shape) {
+  if (options.kind != "muon" || shape.rank() != 2 || is_embedding(name) || is_head(name)) return 0;
+  const int64_t s = std::min(shape[0], shape[1]), l = std::max(shape[0], shape[1]);
+  return options.newton_schulz * (4 * s * s * l + 2 * s * s * s);
+}
 
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
                                           const Parameters& parameters) {

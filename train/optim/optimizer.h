@@ -63,6 +63,10 @@ class Optimizer {
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
                                           const Parameters& parameters);
 
+// Operations of a step of a parameter that the rule moves as a whole (muon's matrices); 0: it moves
+// element by element, and its pieces may lie on several ranks.
+int64_t whole_cost(const OptimizerOptions& options, const std::string& name, const Shape& shape);
+
 // Root of the sum of squares of all gradients.
 double global_norm(const Parameters& parameters);
 // The same as a tensor [1] f32 on the parameters' device: a GPU's host does not wait for it.
