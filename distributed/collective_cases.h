@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <numeric>
 
 #include "distributed/communicator.h"
@@ -260,17 +261,25 @@ inline void test_split(const Communicator& comm) {
 }
 
 inline void test_agreement(const Communicator& comm) {
-  check_agree(comm, "config", hash_of("the same"));
+  check_agree(comm, "config", "the same\nlines\n");
+  check_agree(comm, "weights", hash_of("the same"));
   const int last = comm.size() - 1;
   if (last == 0) return;
-  try {
-    check_agree(comm, "config", hash_of(comm.rank() == last ? "one" : "another"));
-    ADD_FAILURE() << "rank " << comm.rank() << " saw no difference";
-  } catch (const Error& error) {
-    const std::string what = error.what();
-    EXPECT_TRUE(what.starts_with(concat("config: rank ", last, " differs from rank 0 (hash ")))
-        << what;
-  }
+  const bool odd = comm.rank() == last;
+  const auto expect = [&](const std::function<void()>& check, const std::string& expected) {
+    try {
+      check();
+      ADD_FAILURE() << "rank " << comm.rank() << " saw no difference";
+    } catch (const Error& error) {
+      EXPECT_TRUE(std::string(error.what()).starts_with(expected)) << error.what();
+    }
+  };
+  expect([&] { check_agree(comm, "config", odd ? "a = 1\nb = 3\n" : "a = 1\nb = 2\nc = 0\n"); },
+         concat("config: rank ", last, " differs from rank 0: b = 3, not b = 2; start every"));
+  expect([&] { check_agree(comm, "config", odd ? "a = 1\n" : "a = 1\nb = 2\n"); },
+         concat("config: rank ", last, " differs from rank 0: nothing, not b = 2; start every"));
+  expect([&] { check_agree(comm, "weights", hash_of(odd ? "one" : "another")); },
+         concat("weights: rank ", last, " differs from rank 0 (hash "));
 }
 
 }  // namespace fovea::distributed

@@ -7,6 +7,7 @@
 #include <charconv>
 #include <cstdlib>
 #include <optional>
+#include <sstream>
 
 #include "core/stream.h"
 #include "distributed/collectives.h"
@@ -378,15 +379,54 @@ void Communicator::abort(const std::string& why) const { core_->transport().abor
 // ---- agreement
 // ------------------------------------------------------------------------------------
 
-void check_agree(const Communicator& comm, const std::string& what, uint64_t hash) {
+namespace {
+
+std::vector<uint64_t> all_hashes(const Communicator& comm, uint64_t hash) {
   const Tensor all = Tensor::empty({comm.size()}, Dtype::i64);
   comm.all_gather(all, Tensor::from(std::vector<int64_t>{std::bit_cast<int64_t>(hash)}, {1}))
       .wait();
-  const auto* hashes = all.data<int64_t>();
-  for (int r = 1; r < comm.size(); ++r) {
-    FOVEA_CHECK(hashes[r] == hashes[0], what, ": rank ", r, " differs from rank 0 (hash ", std::hex,
-                hashes[r], " and ", hashes[0], "); start every rank with the same");
+  const auto* hashes = reinterpret_cast<const uint64_t*>(all.data<int64_t>());
+  return {hashes, hashes + comm.size()};
+}
+
+// The first rank whose hash is not rank 0's; 0: none.
+int first_other(const std::vector<uint64_t>& hashes) {
+  const auto other =
+      std::find_if(hashes.begin(), hashes.end(), [&](uint64_t hash) { return hash != hashes[0]; });
+  return other == hashes.end() ? 0 : static_cast<int>(other - hashes.begin());
+}
+
+// Rank `root`'s text, everywhere.
+std::string text_of(const Communicator& comm, const std::string& text, int root) {
+  const Tensor size = Tensor::from(std::vector<int64_t>{static_cast<int64_t>(text.size())}, {1});
+  comm.broadcast(size, root).wait();
+  std::vector<uint8_t> bytes(text.begin(), text.end());
+  bytes.resize(static_cast<size_t>(size.data<int64_t>()[0]));
+  const Tensor there = Tensor::from(bytes, {size.data<int64_t>()[0]});
+  comm.broadcast(there, root).wait();
+  return {there.data<uint8_t>(), there.data<uint8_t>() + there.numel()};
+}
+
+}  // namespace
+
+void check_agree(const Communicator& comm, const std::string& what, const std::string& text) {
+  const int other = first_other(all_hashes(comm, hash_of(text)));
+  if (other == 0) return;
+  std::istringstream first(text_of(comm, text, 0)), second(text_of(comm, text, other));
+  std::string expected, found;
+  while (expected == found) {
+    if (!std::getline(first, expected)) expected = "nothing";
+    if (!std::getline(second, found)) found = "nothing";
   }
+  detail::fail(what, ": rank ", other, " differs from rank 0: ", found, ", not ", expected,
+               "; start every rank with the same");
+}
+
+void check_agree(const Communicator& comm, const std::string& what, uint64_t hash) {
+  const std::vector<uint64_t> hashes = all_hashes(comm, hash);
+  const int other = first_other(hashes);
+  FOVEA_CHECK(other == 0, what, ": rank ", other, " differs from rank 0 (hash ", std::hex,
+              hashes[static_cast<size_t>(other)], " and ", hashes[0], ')');
 }
 
 uint64_t hash_of(std::string_view text) {

@@ -169,8 +169,11 @@ class Communicator {
   std::shared_ptr<Core> core_;
 };
 
-// Every rank gives the hash of something that all must hold alike (version, config, shapes). Throws
-// on every rank, naming the first rank that differs from rank 0, unless all are equal. Collective.
+// Every rank gives the text of something that all must hold alike (version, config, shapes). Throws
+// on every rank, naming the first rank that differs from rank 0 and both texts' first line that
+// does, unless all are equal. Collective.
+void check_agree(const Communicator& comm, const std::string& what, const std::string& text);
+// The same by hash, of what is too long to be said.
 void check_agree(const Communicator& comm, const std::string& what, uint64_t hash);
 // FNV-1a.
 uint64_t hash_of(std::string_view text);

@@ -273,6 +273,17 @@ TEST(Failures, BadCallsSayWhatIsWrong) {
             "all_reduce: expected f32, f64, bf16 or i64, found u8");
   EXPECT_EQ(what([&] { comm.all_gather(Tensor::zeros({3}), Tensor::zeros({2})).wait(); }),
             "all_gather: out f32 [3] is not 1 times in f32 [2]");
+  EXPECT_EQ(what([&] { comm.all_gather_v(Tensor::zeros({3}), Tensor::zeros({2}), {3}).wait(); }),
+            "all_gather: in is f32 [2]; expected 3 elements of f32");
+  EXPECT_EQ(what([&] { comm.all_gather_v(Tensor::zeros({3}), Tensor::zeros({2}), {2}).wait(); }),
+            "all_gather: the counts of out sum to 2, its shape is [3]");
+  EXPECT_EQ(
+      what([&] { comm.reduce_scatter_v(Tensor::zeros({2}), Tensor::zeros({3}), {3}).wait(); }),
+      "reduce_scatter: out is f32 [2]; expected 3 elements of f32");
+  EXPECT_EQ(what([&] {
+              comm.reduce_scatter_v(Tensor::zeros({2}), Tensor::zeros({2}), {1, 1}).wait();
+            }),
+            "reduce_scatter: 2 counts of in for 1 ranks");
   EXPECT_EQ(what([&] { comm.send(Tensor::zeros({3}), 1).wait(); }),
             "send: rank 0 of 1 cannot send to rank 1");
   EXPECT_EQ(what([&] { comm.broadcast(Tensor::zeros({3}), 1).wait(); }),

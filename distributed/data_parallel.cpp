@@ -18,7 +18,8 @@ std::string description(const std::vector<nn::NamedParameter>& parameters,
                         const std::vector<int64_t>& whole) {
   std::string text;
   for (size_t i = 0; i < parameters.size(); ++i)
-    text += concat(parameters[i].name, ' ', parameters[i].variable.shape(), ' ', whole[i], '\n');
+    text += concat(parameters[i].name, ' ', parameters[i].variable.shape(),
+                   whole[i] > 0 ? concat(", whole at ", whole[i]) : "", '\n');
   return text;
 }
 
@@ -49,7 +50,7 @@ DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
                 "data parallel: ", p.name, " is ", value.dtype(), " on ", value.device(),
                 "; expected contiguous f32 on one device");
   }
-  check_agree(comm_, "parameters", hash_of(description(parameters_, options_.whole)));
+  check_agree(comm_, "parameters", description(parameters_, options_.whole));
   make_buckets();
   if (options_.shard) make_pieces();
   if (!options_.overlap) return;

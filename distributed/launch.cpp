@@ -32,17 +32,12 @@ std::optional<int> share_of_process() {
 
 void run_job(int ranks, const std::function<void(const Communicator&)>& f) {
   if (!started_by_mpi()) return run_ranks(std::max(ranks, 1), f);
-  try {
-    std::optional<ThreadShare> share;
-    if (const std::optional<int> threads = share_of_process()) share.emplace(*threads);
-    const Communicator world = mpi_world();
-    FOVEA_CHECK(ranks == 0 || ranks == world.size(), "ranks: ", ranks,
-                " were asked for, but the job has ", world.size(), " processes");
-    f(world);
-  } catch (...) {
-    let_lower_ranks_speak();
-    throw;
-  }
+  std::optional<ThreadShare> share;
+  if (const std::optional<int> threads = share_of_process()) share.emplace(*threads);
+  const Communicator world = mpi_world();
+  FOVEA_CHECK(ranks == 0 || ranks == world.size(), "ranks: ", ranks,
+              " were asked for, but the job has ", world.size(), " processes");
+  f(world);
 }
 
 }  // namespace fovea::distributed

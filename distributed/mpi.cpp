@@ -1,16 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distributed/mpi.h"
 
+#include <algorithm>
+#include <chrono>
+#include <csignal>
 #include <cstdlib>
+#include <thread>
 
 #include "distributed/transport.h"
 
 namespace fovea::distributed {
+namespace {
+
+// The first that is set.
+const char* variable(std::initializer_list<const char*> names) {
+  for (const char* name : names)
+    if (const char* value = std::getenv(name)) return value;
+  return nullptr;
+}
+
+bool mpi_runs = false;  // in this process
+
+const char* rank_of_process() {
+  return variable({"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"});
+}
+
+}  // namespace
 
 bool started_by_mpi() {
-  for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"})
-    if (std::getenv(variable) != nullptr) return true;
-  return false;
+  return variable({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"}) != nullptr;
+}
+
+std::string name_of_process() {
+  const char* rank = rank_of_process();
+  if (!started_by_mpi() || rank == nullptr) return "";
+  const char* size = variable({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"});
+  return concat("rank ", rank, size == nullptr ? "" : concat(" of ", size));
+}
+
+void let_lower_ranks_speak() noexcept {
+  const char* rank = rank_of_process();
+  if (!started_by_mpi() || rank == nullptr) return;
+  std::signal(SIGTERM, SIG_DFL);
+  const int step_ms = mpi_runs ? 300 : 1000;  // mpirun is slower to see an exit than an abort
+  std::this_thread::sleep_for(
+      std::chrono::milliseconds(std::clamp(std::atoi(rank), 0, 10) * step_ms));
 }
 
 }  // namespace fovea::distributed
@@ -20,10 +54,8 @@ bool started_by_mpi() {
 #include <dlfcn.h>
 #include <mpi.h>
 
-#include <algorithm>
 #include <condition_variable>
 #include <mutex>
-#include <thread>
 
 namespace fovea::distributed {
 namespace {
@@ -83,9 +115,6 @@ class Process {
     static auto* process = new Process;  // the library may be gone before it could be destroyed
     return *process;
   }
-  // Whether one() has been called.
-  static inline bool started = false;
-
   std::string text(int status) const {
     std::string text(MPI_MAX_ERROR_STRING, ' ');
     int length = 0;
@@ -114,7 +143,7 @@ class Process {
                 "mpi: the library takes calls of one thread only");
     check(api.MPI_Comm_set_errhandler(api.world, api.errors_return), "set error handler");
     check(api.MPI_Comm_rank(api.world, &rank), "rank");
-    started = true;
+    mpi_runs = true;
   }
   void serve();
 
@@ -340,12 +369,7 @@ Communicator mpi_world() {
 }
 
 void end_mpi(int status) noexcept {
-  if (Process::started) Process::one().end(status);
-}
-
-void let_lower_ranks_speak() noexcept {
-  if (!Process::started) return;
-  std::this_thread::sleep_for(std::chrono::milliseconds(std::min(100 * Process::one().rank, 2000)));
+  if (mpi_runs) Process::one().end(status);
 }
 
 }  // namespace fovea::distributed
@@ -358,7 +382,6 @@ Communicator mpi_world() {
   detail::fail("mpi: this build has no MPI; install libopenmpi-dev and build with FOVEA_MPI=on");
 }
 void end_mpi(int) noexcept {}
-void let_lower_ranks_speak() noexcept {}
 
 }  // namespace fovea::distributed
 

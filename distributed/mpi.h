@@ -9,6 +9,9 @@ namespace fovea::distributed {
 
 // This process was started by mpirun or srun as a rank of a job.
 bool started_by_mpi();
+// "rank 2 of 4", as mpirun or srun tell it, also before MPI runs; empty of a process they did not
+// start.
+std::string name_of_process();
 
 // The group of all processes; starts MPI. Throws where the build (CMake option FOVEA_MPI) or the
 // machine has none. MPI moves bytes while one of our threads is inside it: messages that nobody
@@ -21,7 +24,8 @@ Communicator mpi_world();
 void end_mpi(int status) noexcept;
 
 // Ranks often fail together, at a time limit or over one wrong file: a wait by rank in which the
-// first of them can say why and end the others.
+// first of them can say why and have mpirun end the others, who then say nothing. From here on a
+// SIGTERM ends the process at once.
 void let_lower_ranks_speak() noexcept;
 
 }  // namespace fovea::distributed

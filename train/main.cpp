@@ -66,13 +66,24 @@ void check_verbs(const CLI::App& program, int argc, char** argv) {
   }
 }
 
-// One line on the terminal. Control characters, which a name out of a damaged file may hold, are
+// One line for the terminal. Control characters, which a name out of a damaged file may hold, are
 // not for it.
-void complain(std::string line) {
+std::string complaint(std::string line) {
+  const std::string rank = distributed::name_of_process();
+  if (!rank.empty() && !line.starts_with("rank ")) line = concat(rank, ": ", line);
   for (char& c : line) {
     if (std::iscntrl(static_cast<unsigned char>(c)) != 0 && c != '\n') c = '?';
   }
-  std::cerr << "fovea: " << line << '\n';
+  return concat("fovea: ", line, '\n');
+}
+
+void complain(const std::string& line) { std::cerr << complaint(line); }
+
+// What ends the program.
+int fail(int status, const std::string& line) {
+  distributed::let_lower_ranks_speak();
+  complain(line);
+  return status;
 }
 
 }  // namespace
@@ -90,7 +101,7 @@ static int run(int argc, char** argv) {
     std::string verb = app->get_name();
     for (const CLI::App* above = app->get_parent(); above != nullptr; above = above->get_parent())
       verb = above->get_name() + ' ' + verb;
-    return fovea::concat("fovea: ", error.what(), "; see ", verb, " --help\n");
+    return cli::complaint(fovea::concat(error.what(), "; see ", verb, " --help"));
   });
   std::signal(SIGXFSZ, SIG_IGN);  // a full quota is then an error of write(2), told like any other
   fovea::set_warning_handler(cli::complain);
@@ -108,19 +119,17 @@ static int run(int argc, char** argv) {
     program.parse(argc, argv);
     return status;
   } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() != 0) fovea::distributed::let_lower_ranks_speak();
     return program.exit(error) == 0 ? 0 : 2;
   } catch (const fovea::config::ConfigError& error) {
-    cli::complain(error.what());
-    return 2;
+    return cli::fail(2, error.what());
   } catch (const std::filesystem::filesystem_error& error) {
-    cli::complain(fovea::concat("file ", error.path1().string(), ": ", error.code().message()));
-    return 1;
+    return cli::fail(1,
+                     fovea::concat("file ", error.path1().string(), ": ", error.code().message()));
   } catch (const std::bad_alloc&) {
-    cli::complain("out of memory; ask for less (batch, context, model) or free some");
-    return 1;
+    return cli::fail(1, "out of memory; ask for less (batch, context, model) or free some");
   } catch (const std::exception& error) {
-    cli::complain(error.what());
-    return 1;
+    return cli::fail(1, error.what());
   }
 }
 

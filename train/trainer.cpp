@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <sstream>
 
 #include "core/cuda/device.h"
 #include "core/warning.h"
@@ -37,11 +38,23 @@ Device device_of(const TrainOptions& train) {
   return device;
 }
 
+// A config's lines as "section.key = value".
+std::string keys_of(const std::string& toml) {
+  std::istringstream lines(toml);
+  std::string keys, section;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with('['))
+      section = line.substr(1, line.size() - 2) + '.';
+    else if (!line.empty())
+      keys += section + line + '\n';
+  }
+  return keys;
+}
+
 // The mesh of a job. Ranks of another version or config are refused before they do anything.
 distributed::Mesh mesh_of(Experiment& experiment, const distributed::Communicator& ranks) {
-  distributed::check_agree(ranks, "version of fovea", distributed::hash_of(FOVEA_VERSION));
-  distributed::check_agree(ranks, "config",
-                           distributed::hash_of(config::resolved_toml(experiment)));
+  distributed::check_agree(ranks, "version of fovea", FOVEA_VERSION);
+  distributed::check_agree(ranks, "config", keys_of(config::resolved_toml(experiment)));
   return {ranks, mesh_sizes(experiment.mesh, ranks.size())};
 }
 
@@ -60,6 +73,22 @@ void check_held_out(const data::Description& train, const data::Description& val
               train.vocab_size);
   FOVEA_CHECK(val.context <= train.context, "data ", train.name, ": held-out sequences of ",
               val.context, " tokens are longer than the ", train.context, " of training");
+}
+
+// What ranks that read the same data agree on, for a path may lead to other files on another
+// machine: sizes, and samples over all of it.
+std::string describe(const data::Source& source, const std::string& split) {
+  constexpr int64_t kSamples = 8;
+  const data::Description& d = source.description();
+  uint64_t hash = 0;
+  for (int64_t i = 0; i < kSamples; ++i) {
+    const data::Sample sample{i * source.size() / kSamples, 0, 0};
+    const Tensor x = source.make({&sample, 1}, 0).inputs.contiguous();
+    hash = mix64(hash ^ distributed::hash_of(
+                            {static_cast<const char*>(x.raw()), static_cast<size_t>(x.bytes())}));
+  }
+  return concat(split, " of ", source.size(), " samples, vocabulary ", d.vocab_size, ", ",
+                d.classes, " classes\n", split, " with samples of hash ", std::hex, hash, '\n');
 }
 
 NamedTensors under(const std::string& prefix, const NamedTensors& tensors) {
@@ -96,6 +125,9 @@ Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks)
   train_source_ = data::make_source(experiment.data, data::Split::train);
   val_source_ = data::make_source(experiment.data, data::Split::val);
   check_held_out(train_source_->description(), val_source_->description());
+  if (!alone)
+    distributed::check_agree(this->ranks(), "data",
+                             describe(*train_source_, "train") + describe(*val_source_, "val"));
   data::LoaderOptions loader;
   loader.batch = train.batch;
   loader.seed = seed;
@@ -128,7 +160,7 @@ void Trainer::join_ranks() {
   FOVEA_CHECK(train.graph != "on",
               "train.graph is on, but steps of several ranks cannot be graphs "
               "yet; use auto");
-  if (StepGraph::parse(train.graph, device_) != StepGraph::Use::off)
+  if (root() && StepGraph::parse(train.graph, device_) != StepGraph::Use::off)
     warn_once("train.graph: steps run without a graph: sums over ranks cannot be part of one yet");
   distributed::DataParallelOptions options;
   options.bucket_bytes = experiment_.mesh.bucket_bytes;
@@ -441,7 +473,7 @@ void Trainer::load(const Checkpoint& checkpoint) {
     for (const auto& [name, tensor] : under("ema.", ema_->state())) restore("", name, tensor);
   }
   step_ = checkpoint.integer("step");
-  distributed::check_agree(ranks(), "checkpoint", static_cast<uint64_t>(step_));
+  distributed::check_agree(ranks(), "checkpoint", concat("step ", step_));
   optimizer_->set_steps(step_);
   loader_->seek(checkpoint.integer("samples"));
   seconds_ = checkpoint.number("seconds");

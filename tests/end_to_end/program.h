@@ -62,17 +62,23 @@ class EndToEnd : public testing::Test {
            (folder / "runs").string() + "\"\n";
   }
 
+  static std::string program() {
+    const char* other = std::getenv("FOVEA_PROGRAM");  // of the same build
+    return other != nullptr ? other : FOVEA_PROGRAM;
+  }
   pid_t start(const std::vector<std::string>& arguments, rlim_t file_bytes = RLIM_INFINITY) const {
+    std::vector<std::string> words = launcher;
+    words.push_back(program());
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    return start_words(std::move(words), file_bytes);
+  }
+  pid_t start_words(std::vector<std::string> words, rlim_t file_bytes = RLIM_INFINITY) const {
     const pid_t child = fork();
     if (child != 0) return child;
     if (file_bytes != RLIM_INFINITY) {
       const rlimit limit{file_bytes, file_bytes};
       setrlimit(RLIMIT_FSIZE, &limit);
     }
-    const char* program = std::getenv("FOVEA_PROGRAM");  // of the same build
-    std::vector<std::string> words = launcher;
-    words.emplace_back(program != nullptr ? program : FOVEA_PROGRAM);
-    words.insert(words.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);

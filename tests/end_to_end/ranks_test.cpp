@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program on several ranks, as threads and as processes of mpirun.
 #include <cmath>
+#include <random>
 #include <sstream>
 
 #include "tests/end_to_end/program.h"
@@ -27,14 +28,26 @@ class OnRanks : public EndToEnd {
   }
   void threads() { launcher.clear(); }
 
-  // The newest process that `parent` started.
-  static pid_t last_child(pid_t parent) {
-    pid_t last = 0;
+  // The processes that `parent` started, in order.
+  static std::vector<pid_t> children_of(pid_t parent) {
+    std::vector<pid_t> all;
     for (const auto& task : fs::directory_iterator("/proc/" + std::to_string(parent) + "/task")) {
       std::ifstream children(task.path() / "children");
-      for (pid_t child = 0; children >> child;) last = std::max(last, child);
+      for (pid_t child = 0; children >> child;) all.push_back(child);
     }
-    return last;
+    std::sort(all.begin(), all.end());
+    return all;
+  }
+
+  // What two processes of `first` and one of `second` say (flags of mpirun, `fovea`, arguments).
+  using Words = std::vector<std::string>;
+  Result unlike(Words first, const Words& second) {
+    first.insert(first.begin(), {"-n", "2"});
+    first.insert(first.end(), {":", "-n", "1"});
+    first.insert(first.end(), second.begin(), second.end());
+    Words words(launcher.begin(), launcher.end() - 2);  // without the number of processes
+    for (const std::string& word : first) words.push_back(word == "fovea" ? program() : word);
+    return finish(start_words(words));
   }
 
   static void expect_near(const std::map<int64_t, double>& found,
@@ -120,27 +133,94 @@ TEST_F(OnRanks, ASequenceOverThreadsAndProcessesTrainsAsOneRankDoes) {
   EXPECT_EQ(losses(runs().at(0)), threads);
 }
 
-TEST_F(OnRanks, AKilledProcessEndsTheJobWhichFewerRanksContinue) {
+// A rank that is not like the others ends the job before anything is made, in one line that says
+// what differs, and says who.
+TEST_F(OnRanks, ProcessesThatDifferAreRefused) {
+  if (!processes(3)) GTEST_SKIP() << "no mpirun";
+  const std::string toml = (folder / "tiny.toml").string();
+  const auto expect = [&](const Words& first, const Words& second, int status,
+                          const std::string& part) {
+    const Result r = unlike(first, second);
+    EXPECT_EQ(r.status, status) << r.error;
+    EXPECT_LINE(r.error, part);
+    EXPECT_TRUE(runs().empty());
+  };
+  const Words train{"fovea", "train", toml};
+  expect(train, {"fovea", "train", toml, "--optimizer.lr=0.25"}, 1,
+         " of 3: config: rank 2 differs from rank 0: optimizer.lr = 0.25, not optimizer.lr = "
+         "0.001; start every rank with the same");
+  expect(train, {"fovea", "train", toml, "--train.stps=2"}, 2,
+         "fovea: rank 2 of 3: flag --train.stps: unknown key train.stps");
+  const Words typo{"fovea", "trian", toml};
+  expect(typo, typo, 2, "fovea: rank 0 of 3: unknown verb \"trian\"");
+  // One path that leads to other data: of another text, of the same size.
+  for (const std::string place : {"here", "there"}) {
+    fs::create_directories(folder / place);
+    std::string text = read_file(folder / "text.txt");
+    for (size_t at = 0; place == "there" && (at = text.find("sheep", at)) != std::string::npos;)
+      text.replace(at, 5, "weeps");
+    replace_file(folder / place / "text.txt", text);
+    threads();
+    ASSERT_EQ(run({"data", "prepare", (folder / place / "text.txt").string(), "--out",
+                   (folder / place / "data").string()})
+                  .status,
+              0);
+  }
+  processes(3);
+  const auto in = [&](const std::string& place) {
+    return Words{"-wdir", (folder / place).string(), "fovea", "train", toml, "--data.path=data"};
+  };
+  expect(in("here"), in("there"), 1,
+         "data: rank 2 differs from rank 0: train with samples of hash ");
+}
+
+// Any rank, killed or stopped at any time after the first checkpoint.
+TEST_F(OnRanks, AProcessThatIsGoneOrHangsEndsTheJobWhichFewerRanksContinue) {
   ASSERT_EQ(train().status, 0);
   const auto expected = losses(runs().at(0));
-  fs::remove_all(folder / "runs");
-  if (!processes(3)) GTEST_SKIP() << "no mpirun";
-  const pid_t job =
-      start({"train", (folder / "tiny.toml").string(), "--train.steps=24", "--train.zero=1"});
-  for (int i = 0; i < 20000 && (runs().empty() || !fs::exists(checkpoint(runs().at(0), "05"))); ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  const pid_t last = last_child(job);
-  ASSERT_GT(last, 0);
-  kill(last, SIGKILL);
-  const Result killed = finish(job);
-  EXPECT_NE(killed.status, 0);
-  EXPECT_LINE(killed.out + killed.error, "signal 9");
-  threads();
-  const fs::path left = runs().at(0);
-  const Result resumed = run({"resume", left.string(), "--ranks=2"});
-  ASSERT_EQ(resumed.status, 0) << resumed.error;
-  EXPECT_LINE(resumed.out, "from step ");
-  expect_near(losses(left), expected);
+  std::mt19937 random(std::random_device{}());
+  for (const int signal : {SIGKILL, SIGSTOP}) {
+    fs::remove_all(folder / "runs");
+    if (!processes(3)) GTEST_SKIP() << "no mpirun";
+    setenv("FOVEA_COMM_TIMEOUT", signal == SIGSTOP ? "6" : "60", 1);
+    const size_t rank = random() % 3;
+    const auto delay = std::chrono::milliseconds(random() % 30);
+    SCOPED_TRACE("signal " + std::to_string(signal) + " to rank " + std::to_string(rank) +
+                 " after " + std::to_string(delay.count()) + " ms");
+    const pid_t job = start({"train", (folder / "tiny.toml").string(), "--train.zero=1"});
+    for (int i = 0; i < 20000 && (runs().empty() || !fs::exists(checkpoint(runs().at(0), "05")));
+         ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(delay);
+    const std::vector<pid_t> ranks = children_of(job);
+    ASSERT_EQ(ranks.size(), 3u);
+    ASSERT_EQ(kill(ranks[rank], signal), 0);
+    const auto since = std::chrono::steady_clock::now();
+    const Result ended = finish(job);
+    EXPECT_LT(std::chrono::steady_clock::now() - since, std::chrono::seconds(30));
+    EXPECT_NE(ended.status, 0);
+    if (signal == SIGKILL)
+      EXPECT_LINE(ended.out + ended.error, "process rank " + std::to_string(rank));
+    else
+      EXPECT_LINE(ended.error, " waited 6 s for rank " + std::to_string(rank));
+    threads();
+    const fs::path left = runs().at(0);
+    const Result resumed = run({"resume", left.string(), "--ranks=2"});
+    ASSERT_EQ(resumed.status, 0) << resumed.error;
+    EXPECT_LINE(resumed.out, "from step ");
+    expect_near(losses(left), expected);
+  }
+}
+
+// No room for a checkpoint, of which rank 0 alone knows.
+TEST_F(OnRanks, AFullDiskEndsAllRanksInOneLine) {
+  const Result full =
+      run({"train", (folder / "tiny.toml").string(), "--ranks=3"}, /*file_bytes=*/20000);
+  EXPECT_EQ(full.status, 1);
+  EXPECT_LINE(full.error, "fovea: rank 0 of 3: file " + checkpoint(runs().at(0), "05").string());
+  EXPECT_LINE(full.error, "File too large");
+  EXPECT_EQ(std::count(full.error.begin(), full.error.end(), '\n'), 1) << full.error;
+  EXPECT_TRUE(fs::is_empty(runs().at(0) / "checkpoints"));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <csignal>
 #include <iostream>
+#include <thread>
 
 #include "core/io/file.h"
 #include "distributed/launch.h"
@@ -114,11 +115,18 @@ void run_on_ranks(int ranks, const std::function<void(Experiment&)>& load, const
     if (ranks == 0) ranks = static_cast<int>(std::min<int64_t>(experiment.mesh.ranks(), 1 << 16));
     if (ranks == 1) return f(experiment, {});
   }
-  distributed::run_job(ranks, [&](const distributed::Communicator& job) {
-    Experiment experiment;
-    load(experiment);
-    f(experiment, job);
-  });
+  try {
+    distributed::run_job(ranks, [&](const distributed::Communicator& job) {
+      Experiment experiment;
+      load(experiment);
+      f(experiment, job);
+    });
+  } catch (...) {
+    // mpirun is ending the job, and this process within a second: another rank has said why.
+    if (distributed::started_by_mpi() && stop_signal == SIGTERM)
+      std::this_thread::sleep_for(std::chrono::seconds(2));
+    throw;
+  }
 }
 
 void add_ranks(CLI::App& verb, int& ranks) {
