@@ -376,8 +376,7 @@ void Communicator::set_time_limit(double seconds) const {
 
 void Communicator::abort(const std::string& why) const { core_->transport().abort(why); }
 
-// ---- agreement
-// ------------------------------------------------------------------------------------
+// ---- texts --------------------------------------------------------------------------------------
 
 namespace {
 
@@ -396,8 +395,9 @@ int first_other(const std::vector<uint64_t>& hashes) {
   return other == hashes.end() ? 0 : static_cast<int>(other - hashes.begin());
 }
 
-// Rank `root`'s text, everywhere.
-std::string text_of(const Communicator& comm, const std::string& text, int root) {
+}  // namespace
+
+std::string broadcast_text(const Communicator& comm, const std::string& text, int root) {
   const Tensor size = Tensor::from(std::vector<int64_t>{static_cast<int64_t>(text.size())}, {1});
   comm.broadcast(size, root).wait();
   std::vector<uint8_t> bytes(text.begin(), text.end());
@@ -407,14 +407,13 @@ std::string text_of(const Communicator& comm, const std::string& text, int root)
   return {there.data<uint8_t>(), there.data<uint8_t>() + there.numel()};
 }
 
-}  // namespace
-
 void check_agree(const Communicator& comm, const std::string& what, const std::string& text) {
   const int other = first_other(all_hashes(comm, hash_of(text)));
   if (other == 0) return;
-  std::istringstream first(text_of(comm, text, 0)), second(text_of(comm, text, other));
+  std::istringstream first(broadcast_text(comm, text, 0)),
+      second(broadcast_text(comm, text, other));
   std::string expected, found;
-  while (expected == found) {
+  while (expected == found && (first || second)) {
     if (!std::getline(first, expected)) expected = "nothing";
     if (!std::getline(second, found)) found = "nothing";
   }

@@ -169,6 +169,8 @@ class Communicator {
   std::shared_ptr<Core> core_;
 };
 
+// Rank `root`'s text, on every rank. Collective.
+std::string broadcast_text(const Communicator& comm, const std::string& text, int root);
 // Every rank gives the text of something that all must hold alike (version, config, shapes). Throws
 // on every rank, naming the first rank that differs from rank 0 and both texts' first line that
 // does, unless all are equal. Collective.

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Trainer::train: steps, evaluations and checkpoints in turn, and what is said about them.
-#include <algorithm>
 #include <cstdio>
 
 #include "train/bench/roof.h"
@@ -88,14 +87,8 @@ void Trainer::log_evaluation(const EvalSums& sums, MetricsWriter& metrics, Progr
 // Rank 0's folder as every rank sees it that writes parts of checkpoints; absent where none does.
 std::optional<RunFolder> Trainer::shared_folder(const RunFolder* folder) const {
   if (!sharded()) return {};
-  std::string path = folder != nullptr ? std::filesystem::absolute(folder->path()).string() : "";
-  const Tensor length = Tensor::from(std::vector<int64_t>{static_cast<int64_t>(path.size())}, {1});
-  ranks().broadcast(length, 0).wait();
-  const Tensor letters = Tensor::zeros({length.data<int64_t>()[0]}, Dtype::u8);
-  std::copy(path.begin(), path.end(), letters.data<uint8_t>());
-  ranks().broadcast(letters, 0).wait();
-  path.assign(reinterpret_cast<const char*>(letters.data<uint8_t>()),
-              static_cast<size_t>(letters.numel()));
+  const std::string path = distributed::broadcast_text(
+      ranks(), folder != nullptr ? std::filesystem::absolute(folder->path()).string() : "", 0);
   try {
     return RunFolder::open(path);
   } catch (const Error& error) {
