@@ -153,6 +153,18 @@ TEST_F(OnRanks, ProcessesThatDifferAreRefused) {
          "fovea: rank 2 of 3: flag --train.stps: unknown key train.stps");
   const Words typo{"fovea", "trian", toml};
   expect(typo, typo, 2, "fovea: rank 0 of 3: unknown verb \"trian\"");
+  // The same program but for its version.
+  threads();
+  const std::string line = run({"--version"}).out, version = line.substr(line.find(' ') + 1);
+  std::string other = read_file(program());
+  const size_t at = other.find(version.substr(0, version.size() - 1) + '\0');
+  ASSERT_NE(at, std::string::npos) << line;
+  other[at] = '9';
+  replace_file(folder / "other", other);
+  fs::permissions(folder / "other", fs::perms::owner_all);
+  processes(3);
+  expect(train, {(folder / "other").string(), "train", toml}, 1,
+         "version of fovea: rank 2 differs from rank 0: 9");
   // One path that leads to other data: of another text, of the same size.
   for (const std::string place : {"here", "there"}) {
     fs::create_directories(folder / place);
