@@ -117,8 +117,8 @@ void DataParallel::close(Bucket bucket, const std::vector<int>& owners) {
     bucket.n = up(bucket.n, kAlign * P);
     std::fill(bucket.counts.begin(), bucket.counts.end(), bucket.n / P);
   }
-  std::vector<int64_t> at;  // the next parameter of each rank
-  for (int r = 0; r < P; ++r) at.push_back(cut ? 0 : begin_of(bucket.counts, r));
+  std::vector<int64_t> at(static_cast<size_t>(P));  // the next parameter of each rank
+  for (int r = 0; !cut && r < P; ++r) at[static_cast<size_t>(r)] = begin_of(bucket.counts, r);
   for (Part& part : bucket.parts) {
     int64_t& begin = at[static_cast<size_t>(std::max(owners[part.parameter], 0))];
     part.begin = begin;

@@ -42,9 +42,9 @@ void let_lower_ranks_speak() noexcept {
   const char* rank = rank_of_process();
   if (!started_by_mpi() || rank == nullptr) return;
   std::signal(SIGTERM, SIG_DFL);
-  const int step_ms = mpi_runs ? 300 : 1000;  // mpirun is slower to see an exit than an abort
-  std::this_thread::sleep_for(
-      std::chrono::milliseconds(std::clamp(std::atoi(rank), 0, 10) * step_ms));
+  // Before MPI runs mpirun sees an exit, and sends SIGTERM a second later.
+  const int r = std::clamp(std::atoi(rank), 0, 10), first_ms = mpi_runs || r == 0 ? 0 : 1200;
+  std::this_thread::sleep_for(std::chrono::milliseconds(first_ms + 300 * r));
 }
 
 }  // namespace fovea::distributed

@@ -153,6 +153,18 @@ TEST_F(OnRanks, ProcessesThatDifferAreRefused) {
          "fovea: rank 2 of 3: flag --train.stps: unknown key train.stps");
   const Words typo{"fovea", "trian", toml};
   expect(typo, typo, 2, "fovea: rank 0 of 3: unknown verb \"trian\"");
+  // The same program but for its version.
+  threads();
+  const std::string line = run({"--version"}).out, version = line.substr(line.find(' ') + 1);
+  std::string other = read_file(program());
+  const size_t at = other.find(version.substr(0, version.size() - 1) + '\0');
+  ASSERT_NE(at, std::string::npos) << line;
+  other[at] = '9';
+  replace_file(folder / "other", other);
+  fs::permissions(folder / "other", fs::perms::owner_all);
+  processes(3);
+  expect(train, {(folder / "other").string(), "train", toml}, 1,
+         "version of fovea: rank 2 differs from rank 0: 9");
   // One path that leads to other data: of another text, of the same size.
   for (const std::string place : {"here", "there"}) {
     fs::create_directories(folder / place);
@@ -199,10 +211,15 @@ TEST_F(OnRanks, AProcessThatIsGoneOrHangsEndsTheJobWhichFewerRanksContinue) {
     const Result ended = finish(job);
     EXPECT_LT(std::chrono::steady_clock::now() - since, std::chrono::seconds(30));
     EXPECT_NE(ended.status, 0);
-    if (signal == SIGKILL)
+    if (signal == SIGKILL) {
       EXPECT_LINE(ended.out + ended.error, "process rank " + std::to_string(rank));
-    else
-      EXPECT_LINE(ended.error, " waited 6 s for rank " + std::to_string(rank));
+    } else {
+      // And perhaps another that waits for it.
+      const std::string waited = " waited 6 s for rank ";
+      EXPECT_LINE(ended.error, waited);
+      const std::string line = ended.error.substr(ended.error.find(waited) + waited.size(), 4);
+      EXPECT_LINE(line.substr(0, line.find('\n')), std::to_string(rank));
+    }
     threads();
     const fs::path left = runs().at(0);
     const Result resumed = run({"resume", left.string(), "--ranks=2"});

@@ -128,6 +128,27 @@ TEST(Optimizer, MuonMovesMatricesByNearlyOrthogonalSteps) {
               options.adam_lr, 1e-5);  // Adam's first step
 }
 
+// What ZeRO-1 may not cut: Muon's hidden matrices, at the operations of their products.
+TEST(Optimizer, OnlyMuonsMatricesMoveAsAWhole) {
+  OptimizerOptions options;
+  options.kind = "muon";
+  options.newton_schulz = 3;
+  // X X^T [2, 5] x [5, 2], A A [2, 2] x [2, 2], B X [2, 2] x [2, 5]
+  EXPECT_EQ(whole_cost(options, "blocks.0.mlp.up.weight", {2, 5}), 3 * 2 * (20 + 8 + 20));
+  EXPECT_EQ(whole_cost(options, "blocks.0.mlp.down.weight", {5, 2}), 3 * 2 * (20 + 8 + 20));
+  for (const auto& [name, shape] :
+       std::vector<std::pair<std::string, Shape>>{{"token.weight", {5, 2}},
+                                                  {"position.weight", {5, 2}},
+                                                  {"head.weight", {5, 2}},
+                                                  {"norm.weight", {5}},
+                                                  {"patch.weight", {4, 3, 2, 2}}})
+    EXPECT_EQ(whole_cost(options, name, shape), 0) << name;
+  for (const char* kind : {"adamw", "sgd", "lion"}) {
+    options.kind = kind;
+    EXPECT_EQ(whole_cost(options, "blocks.0.mlp.up.weight", {2, 5}), 0);
+  }
+}
+
 TEST(Optimizer, AStateMovedToAFreshOneContinuesBitForBitOnAnyNumberOfThreads) {
   for (const std::string kind : {"adamw", "sgd", "lion", "muon"}) {
     OptimizerOptions options;
