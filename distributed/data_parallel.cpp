@@ -2,8 +2,10 @@
 #include "distributed/data_parallel.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
+#include "core/fixed_point.h"
 #include "core/rng.h"
 
 namespace fovea::distributed {
@@ -35,6 +37,10 @@ DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
                 "; expected contiguous f32 on one device");
   }
   check_agree(comm_, "parameters", hash_of(description(parameters_)));
+  if (options_.exact) {
+    add_exactly();
+    return;
+  }
   make_buckets();
   if (options_.shard) make_pieces();
   if (!options_.overlap) return;
@@ -44,6 +50,40 @@ DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
 
 DataParallel::~DataParallel() {
   for (const nn::NamedParameter& p : parameters_) p.variable.on_gradient(nullptr);
+}
+
+// ---- exact sums ---------------------------------------------------------------------------------
+
+void DataParallel::add_exactly() {
+  FOVEA_CHECK(!options_.shard, "data parallel: exact sums of shards are not offered");
+  const MemoryLabel label("exact gradients");
+  present_.resize(parameters_.size());
+  for (const nn::NamedParameter& p : parameters_)
+    sums_.emplace_back(p.variable.shape(), p.variable.value().device());
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    parameters_[i].variable.on_gradient([this, i] {
+      const Variable& p = parameters_[i].variable;
+      sums_[i].add(p.grad());
+      p.zero_grad();
+    });
+  }
+}
+
+void DataParallel::finish_exact() {
+  std::vector<Work> works;
+  for (size_t i = 0; i < sums_.size(); ++i) {
+    FOVEA_CHECK(sums_[i].addends() * comm_.size() <= FixedPoint::kMostAddends,
+                "data parallel: exact sums take ", FixedPoint::kMostAddends,
+                " gradients of a step, but ", parameters_[i].name, " got ", sums_[i].addends(),
+                " on this one of ", comm_.size(), " ranks; take larger blocks");
+    works.push_back(comm_.all_reduce(sums_[i].parts(), Reduce::sum, Mode::async));
+  }
+  for (size_t i = 0; i < sums_.size(); ++i) {
+    works[i].wait();
+    parameters_[i].variable.set_grad(sums_[i].total());
+    present_[i] = sums_[i].good() ? static_cast<double>(sums_[i].addends() > 0) : NAN;
+    sums_[i].clear();
+  }
 }
 
 // ---- layout -------------------------------------------------------------------------------------
@@ -162,6 +202,7 @@ void DataParallel::send(Bucket& bucket) {
 }
 
 void DataParallel::finish() {
+  if (options_.exact) return finish_exact();
   early_ = next_;
   while (next_ < buckets_.size()) send(buckets_[next_++]);
   next_ = 0;
@@ -187,8 +228,12 @@ std::vector<double> DataParallel::sum(std::vector<double> numbers) {
     for (size_t i = 0; i < pieces_.size(); ++i)
       if (absent(places_[i].parameter)) pieces_[i].variable.zero_grad();
   } else {
-    for (size_t i = 0; i < parameters_.size(); ++i)
-      if (absent(i)) parameters_[i].variable.zero_grad();
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      const Variable& p = parameters_[i].variable;
+      if (absent(i)) p.zero_grad();
+      if (std::isnan(numbers[count + i]))
+        p.set_grad(Tensor::full(p.shape(), NAN, Dtype::f32, p.value().device()));
+    }
   }
   numbers.resize(count);
   return numbers;

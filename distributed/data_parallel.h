@@ -14,11 +14,17 @@
 // parameters; for both (P-1)/P (2 n 4 + 2 (K + numbers) 8).
 //
 // Both ways give the same bits, on all ranks: sums over ranks are the communicator's fixed tree.
+//
+// With exact = true the sums are exact (core/ops/exact_sum.h): every gradient that backward brings,
+// one for each use of a parameter, is added as it comes, and the gradients of the step are the sums
+// over uses, passes and ranks, rounded once. Their bits do not depend on the number of ranks. No
+// buckets: after backward a rank sends 2 (P-1)/P n 16 bytes of n elements.
 
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/ops/exact_sum.h"
 #include "distributed/communicator.h"
 #include "nn/module.h"
 
@@ -28,6 +34,7 @@ struct DataParallelOptions {
   int64_t bucket_bytes = 8 << 20;  // a bucket is sent when it has about as many
   bool shard = false;
   bool overlap = true;  // else buckets are sent after backward
+  bool exact = false;   // without shard
 };
 
 class DataParallel {
@@ -66,7 +73,7 @@ class DataParallel {
   // This rank's piece of a whole tensor of the named parameter. Without shard: `whole`.
   Tensor piece(const std::string& parameter, const Tensor& whole) const;
 
-  int64_t elements() const;  // n above
+  int64_t elements() const;  // n above; exact: 0, as buckets
   size_t buckets() const { return buckets_.size(); }
   // Of the last step: how many were sent before backward had ended.
   size_t early_buckets() const { return early_; }
@@ -91,6 +98,8 @@ class DataParallel {
     int64_t from, n, at;
   };
 
+  void add_exactly();
+  void finish_exact();
   void make_buckets();
   void make_pieces();
   void arrived(size_t parameter);
@@ -105,12 +114,14 @@ class DataParallel {
   const DataParallelOptions options_;
   std::vector<Bucket> buckets_;
   std::vector<size_t> bucket_of_;  // by parameter
+  std::vector<ExactSum> sums_;     // by parameter, if exact
   Parameters pieces_;
   std::vector<Piece> places_;  // of pieces_
 
   bool armed_ = false;
-  size_t next_ = 0, early_ = 0;    // buckets sent
-  std::vector<double> present_;    // by parameter: whether this rank had a gradient
+  size_t next_ = 0, early_ = 0;  // buckets sent
+  // By parameter: whether this rank had a gradient; NaN: one that is none, or too large for exact.
+  std::vector<double> present_;
   std::vector<int64_t> arrivals_;  // of this backward
   std::vector<int64_t> uses_;      // arrivals of the first; empty: there was none yet
 };
