@@ -10,25 +10,25 @@
 
 namespace fovea {
 
-// high 2^-24 + low 2^-64. Of a sum of up to kMostAddends numbers below kLimit neither part
+// high 2^-20 + low 2^-64. Of a sum of up to kMostAddends numbers below kLimit neither part
 // overflows.
 struct FixedPoint {
-  static constexpr float kLimit = 0x1p16f;
-  static constexpr int64_t kMostAddends = int64_t{1} << 22;
-  static constexpr int kLowBits = 40;
+  static constexpr float kLimit = 0x1p23f;
+  static constexpr int64_t kMostAddends = int64_t{1} << 19;
+  static constexpr int kLowBits = 44;
 
   int64_t high = 0, low = 0;
 
   static FOVEA_HD bool holds(float x) { return x > -kLimit && x < kLimit; }  // no NaN either
   // x to the nearest multiple of 2^-64: all of its bits where |x| >= 2^-41. holds(x).
   static FOVEA_HD FixedPoint of(float x) {
-    const double scaled = static_cast<double>(x) * 0x1p24, high = rint(scaled);
-    return {static_cast<int64_t>(high), static_cast<int64_t>(rint((scaled - high) * 0x1p40))};
+    const double scaled = static_cast<double>(x) * 0x1p20, high = rint(scaled);
+    return {static_cast<int64_t>(high), static_cast<int64_t>(rint((scaled - high) * 0x1p44))};
   }
   // The same bits for the same sum, however it is divided over the parts.
   FOVEA_HD float value() const {
     const int64_t carry = (low + (int64_t{1} << (kLowBits - 1))) >> kLowBits;
-    return static_cast<float>(static_cast<double>(high + carry) * 0x1p-24 +
+    return static_cast<float>(static_cast<double>(high + carry) * 0x1p-20 +
                               static_cast<double>(low - carry * (int64_t{1} << kLowBits)) *
                                   0x1p-64);
   }

@@ -231,8 +231,9 @@ std::vector<double> DataParallel::sum(std::vector<double> numbers) {
     for (size_t i = 0; i < parameters_.size(); ++i) {
       const Variable& p = parameters_[i].variable;
       if (absent(i)) p.zero_grad();
-      if (std::isnan(numbers[count + i]))
-        p.set_grad(Tensor::full(p.shape(), NAN, Dtype::f32, p.value().device()));
+      FOVEA_CHECK(!std::isnan(numbers[count + i]), "data parallel: a gradient of ",
+                  parameters_[i].name, " is not finite, or not below ", FixedPoint::kLimit,
+                  " in magnitude, as exact sums need it");
     }
   }
   numbers.resize(count);

@@ -59,7 +59,7 @@ class DataParallel {
   // Sends what is left and waits: the gradients of own() are sums over the ranks.
   void finish();
   // Sums of `numbers` over the ranks. After it a parameter that has no gradient on any rank has
-  // none.
+  // none. Throws on all ranks where an exact sum could not hold a gradient of one.
   std::vector<double> sum(std::vector<double> numbers);
   // After own() has moved: the weights of all ranks. Nothing without shard.
   void gather();

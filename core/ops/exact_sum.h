@@ -14,7 +14,7 @@ class ExactSum {
   // Of tensors of this shape, on this device. Zero.
   ExactSum(const Shape& shape, Device device);
 
-  // x: f32, of the shape, on the device. An element that is no number, or not below 2^16 in
+  // x: f32, of the shape, on the device. An element that is no number, or not below 2^23 in
   // magnitude, is left out, and the sum is no longer good().
   void add(const Tensor& x);
   int64_t addends() const { return addends_; }
