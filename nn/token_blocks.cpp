@@ -14,7 +14,8 @@ bool is_block(const Variable& x) { return x.value().rank() == 2 && x.dim(0) == t
 
 }  // namespace
 
-TokenBlocks::TokenBlocks(int64_t tokens) : before_(std::exchange(t_tokens, tokens)) {}
+TokenBlocks::TokenBlocks(int64_t tokens)
+    : before_(std::exchange(t_tokens, tokens)), products_(tokens > 0) {}
 TokenBlocks::~TokenBlocks() { t_tokens = before_; }
 int64_t TokenBlocks::current() { return t_tokens; }
 

@@ -10,6 +10,7 @@
 #include <functional>
 
 #include "autograd/variable.h"
+#include "core/ops/matmul.h"
 
 namespace fovea::nn {
 
@@ -25,6 +26,7 @@ class TokenBlocks {
 
  private:
   int64_t before_;
+  FixedProducts products_;
 };
 
 // f(xs), or joined from the results for blocks [tokens, C] of xs [..., C] where a TokenBlocks is

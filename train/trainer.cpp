@@ -148,6 +148,7 @@ Trainer::StepResult Trainer::step() { return step(loader_->next()); }
 
 Trainer::StepResult Trainer::step(const data::Batch& whole) {
   const TrainOptions& train = experiment_.train;
+  const nn::TokenBlocks blocks(experiment_.mesh.block);
   const SequenceParts::Cut cut = parts_.cut(whole);
   const data::Batch& batch = cut.batch;
   const int64_t samples = batch.inputs.dim(0);
@@ -256,7 +257,6 @@ StepWork Trainer::queue_step(const data::Batch& batch) {
 std::vector<Tensor> Trainer::accumulate(const data::Batch& batch, const nn::SequencePart* part) {
   const TrainOptions& train = experiment_.train;
   const MemoryLabel label("batch and loss");
-  const nn::TokenBlocks blocks(experiment_.mesh.block);
   model_->module().zero_grad();
   RandomScope::State random{static_cast<uint64_t>(train.seed), static_cast<uint64_t>(step_)};
   Tensor step_there;
