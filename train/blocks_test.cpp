@@ -156,6 +156,16 @@ TEST(Blocks, WhatCannotBeIsRefusedInOneLine) {
   expect({2, 1}, {{"train.micro_batch", "4"}}, "over 2 data ranks, found 4");
   expect({2, 1}, {{"train.zero", "1"}}, block + "the norm of whole gradients: train.zero = 0");
   expect({1, 1}, {{"train.graph", "on"}}, "or in blocks cannot be graphs yet");
+  const std::string other = error_of([&] {
+    Experiment e;
+    config::load_text(e, "", "test",
+                      joined(mesh({1, 1}), {{"data.kind", "copy"},
+                                            {"model.kind", "gpt"},
+                                            {"model.attention.kind", "long_context"},
+                                            {"mesh.block", "8"}}));
+    Trainer trainer(e);
+  });
+  EXPECT_EQ(other, block + "attention softmax_attention, found long_context");
   const std::string zigzag = error_of([] { train(1, kBlocks, 0); });
   EXPECT_NE(zigzag.find(block + "mesh.order = contiguous, mesh.strategy = gather and "
                                 "mesh.ulysses = 1, found zigzag, ring and 1"),

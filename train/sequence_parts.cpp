@@ -27,14 +27,16 @@ distributed::MeshSizes mesh_sizes(const MeshOptions& options, int ranks) {
 
 void SequenceParts::check(const Experiment& experiment, const Model& model, int64_t tokens) {
   const auto [_, R, U] = mesh_.sizes();
-  if (R * U == 1 && options_.block == 0) return;
+  if (options_.block > 0)
+    check_blocks(experiment, tokens);
+  else if (R * U == 1)
+    return;
   const std::string mesh = concat("mesh: ring ", R, " x ulysses ", U, ": "),
                     other = "; mesh.data cuts batches of any model";
   FOVEA_CHECK(tokens > 0, mesh, "model ", experiment.model.kind(),
               " takes whole samples only, gpt with softmax_attention parts of sequences", other);
   FOVEA_CHECK(tokens >= int64_t{R} * U, mesh, "a sequence of ", tokens, " tokens leaves some of ",
               R * U, " ranks without one", other);
-  if (options_.block > 0) check_blocks(experiment, tokens);
   const std::string why = model.refuses(part_of(tokens));
   FOVEA_CHECK(why.empty(), mesh, why, other);
 }
@@ -48,6 +50,10 @@ void SequenceParts::check_blocks(const Experiment& experiment, int64_t tokens) c
   FOVEA_CHECK(options_.order == "contiguous" && options_.strategy == "gather" && U == 1, block,
               "mesh.order = contiguous, mesh.strategy = gather and mesh.ulysses = 1, found ",
               options_.order, ", ", options_.strategy, " and ", U);
+  const auto* gpt = dynamic_cast<const GptModelOptions*>(&experiment.model.options());
+  FOVEA_CHECK(gpt != nullptr && gpt->attention.kind() == "softmax_attention", block,
+              "attention softmax_attention, found ",
+              gpt != nullptr ? gpt->attention.kind() : experiment.model.kind());
   FOVEA_CHECK(std::has_single_bit(static_cast<unsigned>(R)), block,
               "a ring of 1, 2, 4, 8 ... ranks, found ", R);
   FOVEA_CHECK(tokens % (R * options_.block) == 0, block,

@@ -187,7 +187,7 @@ std::vector<data::Batch> Trainer::pieces(const data::Batch& pass) const {
   std::vector<data::Batch> blocks;
   const Tensor targets = pass.targets.reshape({-1});
   for (int64_t at = 0; at < targets.numel(); at += block)
-    blocks.push_back({{}, targets.slice(0, at, at + block), {}});
+    blocks.emplace_back().targets = targets.slice(0, at, at + block);
   return blocks;
 }
 
