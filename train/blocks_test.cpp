@@ -155,7 +155,8 @@ TEST(Blocks, WhatCannotBeIsRefusedInOneLine) {
              "divides the 4 samples over 2 data ranks, found 0");
   expect({2, 1}, {{"train.micro_batch", "4"}}, "over 2 data ranks, found 4");
   expect({2, 1}, {{"train.zero", "1"}}, block + "the norm of whole gradients: train.zero = 0");
-  expect({1, 1}, {{"train.graph", "on"}}, "or in blocks cannot be graphs yet");
+  expect({1, 1}, {{"train.graph", "on"}},
+         block + "steps without a graph: train.graph = auto, found on");
   const std::string other = error_of([&] {
     Experiment e;
     config::load_text(e, "", "test",

@@ -64,6 +64,7 @@ void SequenceParts::check_blocks(const Experiment& experiment, int64_t tokens) c
               block, "forward passes of the same samples: train.micro_batch = 1, or a number that ",
               "divides the ", train.batch, " samples over ", P, " data ranks, found ",
               train.micro_batch);
+  FOVEA_CHECK(train.graph != "on", block, "steps without a graph: train.graph = auto, found on");
   FOVEA_CHECK(train.zero == 0, block, "the norm of whole gradients: train.zero = 0, found 1");
 }
 

@@ -128,10 +128,9 @@ void Trainer::join_ranks() {
   FOVEA_CHECK(train.zero == 0 || experiment_.optimizer.kind != "muon",
               "train.zero = 1 cuts matrices into pieces, but optimizer muon needs them whole; use "
               "train.zero = 0");
-  FOVEA_CHECK(
-      train.graph != "on",
-      "train.graph is on, but steps of several ranks or in blocks cannot be graphs yet; use "
-      "auto");
+  FOVEA_CHECK(train.graph != "on",
+              "train.graph is on, but steps of several ranks cannot be graphs "
+              "yet; use auto");
   if (StepGraph::parse(train.graph, device_) != StepGraph::Use::off)
     warn_once("train.graph: steps run without a graph: sums over ranks cannot be part of one yet");
   distributed::DataParallelOptions options;
