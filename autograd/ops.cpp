@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "autograd/ops.h"
 
+#include <algorithm>
 #include <string>
 
 #include "core/ops/elementwise.h"
@@ -210,6 +211,38 @@ class ConcatFn final : public Function {
   std::vector<int64_t> sizes_;
 };
 
+class SplitFn final : public Function {
+ public:
+  SplitFn(int axis, int64_t size) : axis_(axis), size_(size) {}
+  const char* name() const override { return "split"; }
+  Tensors forward(const Tensor& a) {
+    axis_ = a.shape().wrap(axis_);
+    FOVEA_CHECK(size_ > 0 && a.dim(axis_) % size_ == 0, "split: pieces of ", size_,
+                " do not divide axis ", axis_, " of ", a.shape());
+    shape_ = a.shape();
+    Tensors pieces;
+    for (int64_t at = 0; at < a.dim(axis_); at += size_)
+      pieces.push_back(a.slice(axis_, at, at + size_));
+    return pieces;
+  }
+  Tensors backward(const Tensors& dout) override {
+    const auto some =
+        std::find_if(dout.begin(), dout.end(), [](const Tensor& piece) { return piece.defined(); });
+    const Tensor da = Tensor::empty(shape_, some->dtype(), some->device());
+    for (size_t i = 0; i < dout.size(); ++i) {
+      const int64_t at = static_cast<int64_t>(i) * size_;
+      const Tensor piece = da.slice(axis_, at, at + size_);
+      dout[i].defined() ? piece.copy_(dout[i]) : piece.zero_();
+    }
+    return {da};
+  }
+
+ private:
+  int axis_;
+  int64_t size_;
+  Shape shape_;
+};
+
 // ---- conversion ---------------------------------------------------------------------------------
 
 class CastFn final : public Function {
@@ -260,6 +293,9 @@ Variable slice(const Variable& a, int axis, int64_t begin, int64_t end) {
 Variable expand(const Variable& a, const Shape& shape) { return record(make<ExpandFn>(shape), a); }
 Variable concat(const Variables& parts, int axis) {
   return record_list(make<ConcatFn>(axis), parts);
+}
+Variables split(const Variable& a, int axis, int64_t size) {
+  return record(make<SplitFn>(axis, size), a);
 }
 
 Variable cast(const Variable& a, Dtype dtype) {

@@ -30,6 +30,8 @@ Variable transpose(const Variable& a, int axis_a, int axis_b);
 Variable slice(const Variable& a, int axis, int64_t begin, int64_t end);
 Variable expand(const Variable& a, const Shape& shape);
 Variable concat(const Variables& parts, int axis);
+// Pieces of `size` along the axis, which it divides: what concat joins.
+Variables split(const Variable& a, int axis, int64_t size);
 
 // ---- conversion ---------------------------------------------------------------------------------
 // The gradient comes back in a's dtype. The same handle when the dtype is already right.

@@ -43,6 +43,14 @@ TEST(Ops, ShapeChangesCarryGradients) {
             {a});
   gradcheck([](const Variables& x) { return mul(expand(x[1], {2, 3, 4}), x[0]); }, {a, b});
   gradcheck([](const Variables& x) { return concat({x[0], x[1], x[0]}, 1); }, {a, b});
+  gradcheck(
+      [](const Variables& x) {
+        const Variables halves = split(x[0], -1, 2);
+        return concat({mul(halves[1], halves[1]), halves[0]}, 2);
+      },
+      {a});
+  gradcheck([](const Variables& x) { return split(x[0], 1, 1)[2]; }, {a});  // two get no gradient
+  EXPECT_THROW(split(a, 1, 2), Error);
 }
 
 class OpsOn : public OnDevices {

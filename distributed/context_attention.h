@@ -65,9 +65,10 @@ class ContextAttention {
   const Layout& layout() const { return layout_; }
 
   // q [B, H, n, D], k [B, Hkv, n, D], v [B, Hkv, n, Dv] -> out [B, H, n, Dv]. sink [H] or absent:
-  // its gradient is that of this rank's rows, to be summed over the ranks as any weight's. slopes
-  // [H] or absent. Differentiable. Refuses, before a byte is sent: sizes that are not the layout's;
-  // H that U does not divide, Hkv that neither divides nor is divided by U.
+  // its gradient is that of this rank's rows (with `block`: of all rows, on the ring's first rank),
+  // to be summed over the ranks as any weight's. slopes [H] or absent. Differentiable. Refuses,
+  // before a byte is sent: sizes that are not the layout's; H that U does not divide, Hkv that
+  // neither divides nor is divided by U.
   Variable operator()(const ScoreRule& rule, const Variable& q, const Variable& k,
                       const Variable& v, const Variable& sink, const Tensor& slopes,
                       const attention::Mask& mask, const attention::ScoreOptions& options) const;

@@ -106,6 +106,11 @@ class GatherFn final : public Function {
               call_.ring.reduce_scatter(mine.flat, all, Reduce::sum, Mode::async)};
     });
     land();
+    if (call_.context.block > 0 && dsink.defined()) {
+      // One sum of the whole ring's, on its first rank: of parts, those of a step are others.
+      call_.ring.all_reduce(dsink).wait();
+      if (call_.ring.rank() > 0) dsink.zero_();
+    }
     return {dq, dk, dv, dsink};
   }
 

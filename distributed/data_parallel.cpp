@@ -2,8 +2,10 @@
 #include "distributed/data_parallel.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
+#include "core/fixed_point.h"
 #include "core/rng.h"
 
 namespace fovea::distributed {
@@ -51,6 +53,10 @@ DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
                 "; expected contiguous f32 on one device");
   }
   check_agree(comm_, "parameters", description(parameters_, options_.whole));
+  if (options_.exact) {
+    add_exactly();
+    return;
+  }
   make_buckets();
   if (options_.shard) make_pieces();
   if (!options_.overlap) return;
@@ -60,6 +66,40 @@ DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
 
 DataParallel::~DataParallel() {
   for (const nn::NamedParameter& p : parameters_) p.variable.on_gradient(nullptr);
+}
+
+// ---- exact sums ---------------------------------------------------------------------------------
+
+void DataParallel::add_exactly() {
+  FOVEA_CHECK(!options_.shard, "data parallel: exact sums of shards are not offered");
+  const MemoryLabel label("exact gradients");
+  present_.resize(parameters_.size());
+  for (const nn::NamedParameter& p : parameters_)
+    sums_.emplace_back(p.variable.shape(), p.variable.value().device());
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    parameters_[i].variable.on_gradient([this, i] {
+      const Variable& p = parameters_[i].variable;
+      sums_[i].add(p.grad());
+      p.zero_grad();
+    });
+  }
+}
+
+void DataParallel::finish_exact() {
+  std::vector<Work> works;
+  for (size_t i = 0; i < sums_.size(); ++i) {
+    FOVEA_CHECK(sums_[i].addends() * comm_.size() <= FixedPoint::kMostAddends,
+                "data parallel: exact sums take ", FixedPoint::kMostAddends,
+                " gradients of a step, but ", parameters_[i].name, " got ", sums_[i].addends(),
+                " on this one of ", comm_.size(), " ranks; take larger blocks");
+    works.push_back(comm_.all_reduce(sums_[i].parts(), Reduce::sum, Mode::async));
+  }
+  for (size_t i = 0; i < sums_.size(); ++i) {
+    works[i].wait();
+    parameters_[i].variable.set_grad(sums_[i].total());
+    present_[i] = sums_[i].good() ? static_cast<double>(sums_[i].addends() > 0) : NAN;
+    sums_[i].clear();
+  }
 }
 
 // ---- layout -------------------------------------------------------------------------------------
@@ -235,6 +275,7 @@ void DataParallel::send(Bucket& bucket) {
 }
 
 void DataParallel::finish() {
+  if (options_.exact) return finish_exact();
   early_ = next_;
   while (next_ < buckets_.size()) send(buckets_[next_++]);
   next_ = 0;
@@ -260,8 +301,13 @@ std::vector<double> DataParallel::sum(std::vector<double> numbers) {
     for (size_t i = 0; i < pieces_.size(); ++i)
       if (absent(places_[i].parameter)) pieces_[i].variable.zero_grad();
   } else {
-    for (size_t i = 0; i < parameters_.size(); ++i)
-      if (absent(i)) parameters_[i].variable.zero_grad();
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      const Variable& p = parameters_[i].variable;
+      if (absent(i)) p.zero_grad();
+      FOVEA_CHECK(!std::isnan(numbers[count + i]), "data parallel: a gradient of ",
+                  parameters_[i].name, " is not finite, or not below ", FixedPoint::kLimit,
+                  " in magnitude, as exact sums need it");
+    }
   }
   numbers.resize(count);
   return numbers;

@@ -22,10 +22,16 @@
 // The same over all ranks: 2 (P-1) n 4.
 //
 // Both ways give the same bits, on all ranks: sums over ranks are the communicator's fixed tree.
+//
+// With exact = true the sums are exact (core/ops/exact_sum.h): every gradient that backward brings,
+// one for each use of a parameter, is added as it comes, and the gradients of the step are the sums
+// over uses, passes and ranks, rounded once. Their bits do not depend on the number of ranks. No
+// buckets: after backward a rank sends 2 (P-1)/P n 16 bytes of n elements.
 
 #include <string>
 #include <vector>
 
+#include "core/ops/exact_sum.h"
 #include "distributed/communicator.h"
 #include "nn/module.h"
 
@@ -35,6 +41,7 @@ struct DataParallelOptions {
   int64_t bucket_bytes = 8 << 20;  // a bucket is sent when it has about as many
   bool shard = false;
   bool overlap = true;  // else buckets are sent after backward
+  bool exact = false;   // without shard
   // Of each parameter, for shard: the cost of a step that needs all of it; 0: it may be cut. Empty:
   // all may.
   std::vector<int64_t> whole = {};
@@ -61,7 +68,7 @@ class DataParallel {
   // Sends what is left and waits: the gradients of own() are sums over the ranks.
   void finish();
   // Sums of `numbers` over the ranks. After it a parameter that has no gradient on any rank has
-  // none.
+  // none. Throws on all ranks where an exact sum could not hold a gradient of one.
   std::vector<double> sum(std::vector<double> numbers);
   // After own() has moved: the weights of all ranks. Nothing without shard.
   void gather();
@@ -77,7 +84,7 @@ class DataParallel {
   };
   Place place(const std::string& parameter) const;
 
-  int64_t elements() const;      // n above
+  int64_t elements() const;      // n above; exact: 0, as buckets
   int64_t own_elements() const;  // n_r
   size_t buckets() const { return buckets_.size(); }
   // Of the last step: how many were sent before backward had ended.
@@ -104,6 +111,8 @@ class DataParallel {
     int64_t from, n, at;
   };
 
+  void add_exactly();
+  void finish_exact();
   std::vector<int> owners() const;
   void make_buckets();
   void close(Bucket bucket, const std::vector<int>& owners);
@@ -120,12 +129,14 @@ class DataParallel {
   const DataParallelOptions options_;
   std::vector<Bucket> buckets_;
   std::vector<size_t> bucket_of_;  // by parameter
+  std::vector<ExactSum> sums_;     // by parameter, if exact
   Parameters pieces_;
   std::vector<Piece> places_;  // of pieces_
 
   bool armed_ = false;
-  size_t next_ = 0, early_ = 0;    // buckets sent
-  std::vector<double> present_;    // by parameter: whether this rank had a gradient
+  size_t next_ = 0, early_ = 0;  // buckets sent
+  // By parameter: whether this rank had a gradient; NaN: one that is none, or too large for exact.
+  std::vector<double> present_;
   std::vector<int64_t> arrivals_;  // of this backward
   std::vector<int64_t> uses_;      // arrivals of the first; empty: there was none yet
 };

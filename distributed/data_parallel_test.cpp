@@ -263,6 +263,40 @@ TEST_P(DataParallelOn, GradientsOfADevice) {
 }
 FOVEA_ON_DEVICES(DataParallelOn);
 
+// Six samples over any number of ranks, in any order.
+TEST_P(DataParallelOn, ExactSumsAreTheSameBitsOnAnyNumberOfRanks) {
+  const Device device = this->device();
+  const std::vector<Tensor> expected = plain_sum(Net(device), 6, -1, 0);
+  std::vector<std::vector<float>> first;
+  for (const int P : {1, 2, 3, 7})  // of seven, one has no sample
+    run_ranks(P, [&](const Communicator& comm) {
+      const Net net(device);
+      DataParallel parallel(comm, net.parameters, {.exact = true});
+      for (int step = 0; step < 2; ++step) {  // the sums of a step are gone in the next
+        net.zero_grad();
+        for (int sample = 5 - comm.rank(); sample >= 0; sample -= P) net.backward(sample, 0);
+        comm.reset_stats();
+        parallel.finish();
+        int64_t sent = 0;  // parts of every parameter's 2 n numbers: all but its own, then its own
+        for (const nn::NamedParameter& p : net.parameters) {
+          const int64_t n = 2 * p.variable.value().numel(),
+                        own = n / P + (comm.rank() < n % P ? 1 : 0);
+          sent += 8 * (n - own + (P - 1) * own);
+        }
+        EXPECT_EQ(comm.stats().total().bytes_sent, sent);
+        EXPECT_EQ(parallel.sum({1.0}), std::vector<double>{static_cast<double>(P)});
+        EXPECT_FALSE(net[2].grad().defined());
+        if (comm.rank() != P - 1) continue;
+        for (const size_t i : {0, 1, 3, 4}) {
+          if (first.size() < 5) first.resize(5);
+          if (first[i].empty()) first[i] = net[i].grad().to_vector<float>();
+          EXPECT_EQ(net[i].grad().to_vector<float>(), first[i]) << P << ' ' << i;
+          expect_near(net[i].grad(), expected[i], net.parameters[i].name);
+        }
+      }
+    });
+}
+
 TEST(DataParallel, RefusesWhatItWouldSumWrongly) {
   const auto error = [](int ranks, const std::function<void(const Communicator&)>& f) {
     try {
@@ -308,6 +342,23 @@ TEST(DataParallel, RefusesWhatItWouldSumWrongly) {
                   })
                 .find("gain got gradient 2 of a step after its sum was sent; the first step gave "
                       "it 1"),
+            std::string::npos);
+  // Known to one rank, said by all.
+  const std::string large = error(2, [](const Communicator& comm) {
+    const Net net;
+    DataParallel parallel(comm, net.parameters, {.exact = true});
+    sum_all(scale(net[1], comm.rank() == 0 ? 1.0 : 1e7)).backward();
+    parallel.finish();
+    parallel.sum({});
+  });
+  EXPECT_NE(large.find("a gradient of gain is not finite, or not below 8.38861e+06 in magnitude"),
+            std::string::npos)
+      << large;
+  EXPECT_NE(error(1,
+                  [](const Communicator& comm) {
+                    DataParallel(comm, Net().parameters, {.shard = true, .exact = true});
+                  })
+                .find("exact sums of shards are not offered"),
             std::string::npos);
 }
 

@@ -6,11 +6,12 @@
 #include <functional>
 #include <numeric>
 
-#include "autograd/function.h"
+#include "autograd/ops.h"
 #include "core/graph.h"
 #include "core/parallel.h"
 #include "nn/cuda/embedding.h"
 #include "nn/operands.h"
+#include "nn/token_blocks.h"
 
 namespace fovea::nn {
 namespace {
@@ -189,7 +190,17 @@ Variable embedding(const Variable& weight, const Tensor& ids) {
   FOVEA_CHECK(!is_capturing(weight.value().device()) || ids.is_contiguous(), "embedding: ids ",
               ids.shape(), " with strides ", ids.strides(),
               " in a captured region; expected contiguous ones, which can be written again");
-  return record(make<EmbeddingFn>(ids), weight);
+  const int64_t block = TokenBlocks::current();
+  if (block == 0) return record(make<EmbeddingFn>(ids), weight);
+  FOVEA_CHECK(ids.numel() > 0 && ids.numel() % block == 0, "embedding: ids ", ids.shape(),
+              " are no multiple of ", block, " tokens");
+  const Tensor all = ids.reshape({-1});
+  Variables rows;
+  for (int64_t at = 0; at < ids.numel(); at += block)
+    rows.push_back(record(make<EmbeddingFn>(all.slice(0, at, at + block)), weight));
+  Shape shape = ids.shape();
+  shape.push_back(weight.dim(1));
+  return reshape(concat(rows, 0), shape);
 }
 
 }  // namespace fovea::nn

@@ -6,6 +6,7 @@
 #include "autograd/ops.h"
 #include "nn/dropout.h"
 #include "nn/embedding.h"
+#include "nn/token_blocks.h"
 
 namespace fovea::nn {
 
@@ -65,9 +66,14 @@ Variable Gpt::embed(const Tensor& ids, int64_t first, const SequencePart* part) 
               " tokens, but the model was built for a context of ", options_.context);
   const Variable x = embedding(token_, ids);
   const Tensor& table = position_.defined() ? position_.value() : sinusoids_;
-  if (part != nullptr && table.defined())
-    return add(x, embedding(position_.defined() ? position_ : Variable(table.to(x.dtype())),
-                            part->positions()));
+  if (part != nullptr && table.defined()) {
+    // In blocks, those of each sample.
+    const Tensor positions = TokenBlocks::current() > 0
+                                 ? part->positions().expand(ids.shape()).contiguous()
+                                 : part->positions();
+    return add(
+        x, embedding(position_.defined() ? position_ : Variable(table.to(x.dtype())), positions));
+  }
   if (position_.defined()) return add(x, slice(position_, 0, first, end));
   if (sinusoids_.defined()) return add(x, Variable(sinusoids_.slice(0, first, end).to(x.dtype())));
   return x;

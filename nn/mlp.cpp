@@ -6,6 +6,7 @@
 #include "autograd/function.h"
 #include "core/ops/matmul.h"
 #include "core/ops/reduce.h"
+#include "nn/token_blocks.h"
 
 namespace fovea::nn {
 namespace {
@@ -72,7 +73,9 @@ class GeluMlpFn final : public Function {
 
 Variable gelu_mlp(const Variable& x, const Variable& up, const Variable& up_bias,
                   const Variable& down, const Variable& down_bias) {
-  return record(make<GeluMlpFn>(), x, up, up_bias, down, down_bias);
+  return by_blocks(x, [&](const Variable& rows) {
+    return record(make<GeluMlpFn>(), rows, up, up_bias, down, down_bias);
+  });
 }
 
 int64_t Mlp::hidden_channels(int64_t dim, const MlpOptions& options) {

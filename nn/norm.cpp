@@ -9,6 +9,7 @@
 #include "nn/cpu/kernels.h"
 #include "nn/cuda/norm.h"
 #include "nn/operands.h"
+#include "nn/token_blocks.h"
 
 namespace fovea::nn {
 namespace {
@@ -198,12 +199,16 @@ class NormFn final : public Function {
 
 Variable norm(const Variable& x, const Variable& gamma, const Variable& beta,
               const NormOptions& options) {
-  return record(make<NormFn>(options, false), x, Variable(), gamma, beta)[0];
+  return by_blocks(x, [&](const Variable& rows) {
+    return record(make<NormFn>(options, false), rows, Variable(), gamma, beta)[0];
+  });
 }
 
 Variables add_norm(const Variable& x, const Variable& delta, const Variable& gamma,
                    const Variable& beta, const NormOptions& options) {
-  return record(make<NormFn>(options, true), x, delta, gamma, beta);
+  return by_blocks(Variables{x, delta}, [&](const Variables& rows) {
+    return record(make<NormFn>(options, true), rows[0], rows[1], gamma, beta);
+  });
 }
 
 Norm::Norm(NormKind kind, int64_t channels, double eps, bool with_bias) : kind_(kind), eps_(eps) {

@@ -107,7 +107,8 @@ Outcome Trainer::train(const RunFolder* folder, const std::atomic<int>& stop, st
   std::optional<Progress> progress;
   if (folder != nullptr) metrics.emplace(folder->path(), step_), progress.emplace(out, terminal);
   Clock clock;
-  if (device_.is_cpu() && !parallel_) clock.peak_flops = measured(product_roof(train.compute()));
+  const bool alone = ranks().size() == 1;
+  if (device_.is_cpu() && alone) clock.peak_flops = measured(product_roof(train.compute()));
   Outcome outcome;
   const int64_t first = step_;
   int64_t saved = -1;
@@ -125,7 +126,7 @@ Outcome Trainer::train(const RunFolder* folder, const std::atomic<int>& stop, st
     try {
       return loader_->next();
     } catch (const std::exception&) {
-      if (step_ > first && !parallel_) save_now();
+      if (step_ > first && alone) save_now();
       throw;
     }
   };

@@ -4,7 +4,10 @@
 #include <algorithm>
 
 #include "attention/registry.h"
+#include "autograd/ops.h"
+#include "core/fixed_point.h"
 #include "nn/loss.h"
+#include "nn/token_blocks.h"
 #include "train/model_options.h"
 
 namespace fovea::train {
@@ -21,6 +24,20 @@ nn::CrossEntropyOptions loss_options(const TrainOptions& options) {
   loss.label_smoothing = options.label_smoothing;
   loss.z_loss = options.z_loss;
   return loss;
+}
+
+// Logits [..., V] and targets [...], whole or in blocks of tokens.
+std::vector<std::pair<Variable, Tensor>> scored_blocks(const Variable& logits,
+                                                       const Tensor& targets) {
+  const int64_t tokens = nn::TokenBlocks::current();
+  if (tokens == 0) return {{logits, targets}};
+  std::vector<std::pair<Variable, Tensor>> blocks;
+  const Tensor labels = targets.reshape({-1});
+  for (const Variable& rows : split(reshape(logits, {-1, logits.dim(-1)}), 0, tokens)) {
+    const int64_t at = static_cast<int64_t>(blocks.size()) * tokens;
+    blocks.emplace_back(rows, labels.slice(0, at, at + tokens));
+  }
+  return blocks;
 }
 
 // Loss and argmax against targets over rows of logits [R, V]; targets i64 [R], -100 = not scored.
@@ -50,14 +67,24 @@ class LanguageModel final : public Model {
   nn::Module& module() override { return gpt_; }
   void initialise(uint64_t seed) override { gpt_.initialise(seed, gpt_.options().init_scale); }
   void set_compute(Dtype compute) override { gpt_.set_compute(compute); }
-  Variable loss(const data::Batch& batch, const TrainOptions& options,
-                const nn::SequencePart* part) override {
-    return nn::cross_entropy(gpt_.forward(batch.inputs, Tensor(), part), batch.targets,
-                             loss_options(options));
+  Variables losses(const data::Batch& batch, const TrainOptions& options,
+                   const nn::SequencePart* part) override {
+    Variables losses;
+    for (const auto& [logits, targets] :
+         scored_blocks(gpt_.forward(batch.inputs, Tensor(), part), batch.targets))
+      losses.push_back(nn::cross_entropy(logits, targets, loss_options(options)));
+    return losses;
   }
   EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) override {
     const NoGrad no_grad;
-    return score(gpt_.forward(batch.inputs, Tensor(), part), batch.targets);
+    EvalSums sums;
+    for (const auto& [logits, targets] :
+         scored_blocks(gpt_.forward(batch.inputs, Tensor(), part), batch.targets)) {
+      EvalSums block = score(logits, targets);
+      block.loss = to_grid(block.loss, 20);  // sums have no order
+      sums += block;
+    }
+    return sums;
   }
   std::string refuses(const nn::SequencePart& part) const override {
     const std::string why = gpt_.refuses(part);
@@ -88,12 +115,12 @@ class ImageModel final : public Model {
   nn::Module& module() override { return vit_; }
   void initialise(uint64_t seed) override { vit_.initialise(seed, vit_.options().init_scale); }
   void set_compute(Dtype compute) override { vit_.set_compute(compute); }
-  Variable loss(const data::Batch& batch, const TrainOptions& options,
-                const nn::SequencePart*) override {
+  Variables losses(const data::Batch& batch, const TrainOptions& options,
+                   const nn::SequencePart*) override {
     const Variable logits = vit_.forward(Variable(batch.inputs));
     if (batch.soft_targets.defined())
-      return nn::cross_entropy_soft(logits, batch.soft_targets, loss_options(options));
-    return nn::cross_entropy(logits, batch.targets, loss_options(options));
+      return {nn::cross_entropy_soft(logits, batch.soft_targets, loss_options(options))};
+    return {nn::cross_entropy(logits, batch.targets, loss_options(options))};
   }
   EvalSums evaluate(const data::Batch& batch, const nn::SequencePart*) override {
     const NoGrad no_grad;

@@ -28,10 +28,11 @@ class Model {
   // Starting values, as the model's options say.
   virtual void initialise(uint64_t seed) = 0;
   virtual void set_compute(Dtype compute) = 0;
-  // Mean loss over the scored positions of `batch`, as a scalar Variable.
+  // Mean loss over the scored positions of `batch`, a scalar; where tokens are taken in blocks
+  // (nn/token_blocks.h) one of each block, in order.
   // part: the batch holds this part of its sequences.
-  virtual Variable loss(const data::Batch& batch, const TrainOptions& options,
-                        const nn::SequencePart* part) = 0;
+  virtual Variables losses(const data::Batch& batch, const TrainOptions& options,
+                           const nn::SequencePart* part) = 0;
   // Without gradient, in evaluation mode: no smoothing, no dropout.
   virtual EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) = 0;
   // Why the model does not take such a part; empty: it does.

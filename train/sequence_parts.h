@@ -20,19 +20,20 @@ class SequenceParts {
   SequenceParts(const distributed::Mesh& mesh, const MeshOptions& options)
       : mesh_(mesh), options_(options) {}
 
-  // Throws in one line where samples of `tokens` (0: no sequences) or the model cannot be cut.
-  // Collective.
+  // Throws in one line where samples of `tokens` (0: no sequences) or the model cannot be cut, or
+  // not into blocks. Collective.
   void check(const Experiment& experiment, const Model& model, int64_t tokens);
 
   // A batch of whole samples as this rank trains on it. Targets tell of the next token: they are
   // cut as the inputs are. Collective where samples have a length that is new.
   struct Cut {
     data::Batch batch;
-    const nn::SequencePart* part;  // null: samples are whole
+    const nn::SequencePart* part;  // null: samples are whole, and not in blocks
   };
   Cut cut(const data::Batch& whole);
 
  private:
+  void check_blocks(const Experiment& experiment, int64_t tokens) const;
   const distributed::ContextPart& part_of(int64_t tokens);
 
   const distributed::Mesh& mesh_;

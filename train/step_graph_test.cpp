@@ -180,8 +180,8 @@ struct Images {
   StepWork queue(const data::Batch& batch) {
     model->module().zero_grad();
     const Variable loss =
-        model->loss({batch.inputs.to(device), batch.targets, batch.soft_targets.to(device)},
-                    experiment.train, nullptr);
+        model->losses({batch.inputs.to(device), batch.targets, batch.soft_targets.to(device)},
+                      experiment.train, nullptr)[0];
     loss.backward();
     StepWork work{{loss.value()}, gradient_norm(parameters)};
     if (spoil) spoil();

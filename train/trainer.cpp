@@ -10,8 +10,11 @@
 #include <random>
 #include <sstream>
 
+#include "autograd/function.h"
 #include "core/cuda/device.h"
+#include "core/fixed_point.h"
 #include "core/warning.h"
+#include "nn/token_blocks.h"
 #include "train/sampler.h"
 
 namespace fovea::train {
@@ -137,11 +140,13 @@ Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks)
   loader_ = std::make_unique<data::Loader>(*train_source_, loader);
   model_ = make_model(experiment, data());
   parts_.check(experiment, *model_, data().is_tokens ? data().context : 0);
+  if (experiment.mesh.block > 0)
+    parts_.check(experiment, *model_, val_source_->description().context);
   model_->initialise(seed);
   model_->set_compute(train.compute());
   model_->module().to(device_);
   parameters_ = model_->module().parameters();
-  if (!alone) join_ranks();
+  if (!alone || experiment.mesh.block > 0) join_ranks();
   const Parameters& own = parallel_ ? parallel_->own() : parameters_;
   optimizer_ = make_optimizer(experiment.optimizer, own);
   if (train.ema > 0.0) ema_ = std::make_unique<Ema>(own, train.ema);
@@ -168,6 +173,7 @@ void Trainer::join_ranks() {
   options.shard = train.zero == 1;
   for (const nn::NamedParameter& p : parameters_)
     options.whole.push_back(whole_cost(experiment_.optimizer, p.name, p.variable.shape()));
+  options.exact = experiment_.mesh.block > 0;
   parallel_ = std::make_unique<distributed::DataParallel>(ranks(), parameters_, options);
 }
 
@@ -177,6 +183,7 @@ Trainer::StepResult Trainer::step() { return step(loader_->next()); }
 
 Trainer::StepResult Trainer::step(const data::Batch& whole) {
   const TrainOptions& train = experiment_.train;
+  const nn::TokenBlocks blocks(experiment_.mesh.block);
   const SequenceParts::Cut cut = parts_.cut(whole);
   const data::Batch& batch = cut.batch;
   const int64_t samples = batch.inputs.dim(0);
@@ -189,7 +196,8 @@ Trainer::StepResult Trainer::step(const data::Batch& whole) {
   const int64_t micro = micro_batch(samples);
   for (int64_t begin = 0; begin < samples; begin += micro) {
     const int64_t end = std::min(samples, begin + micro);
-    weights_.push_back(static_cast<double>(scored_positions(slice(batch, begin, end))) / scored);
+    for (const data::Batch& piece : pieces(slice(batch, begin, end)))
+      weights_.push_back(static_cast<double>(scored_positions(piece)) / scored);
     scored_.push_back(scored_positions(slice(whole, begin, end)) > 0);
   }
 
@@ -205,6 +213,17 @@ Trainer::StepResult Trainer::step(const data::Batch& whole) {
   if (ema_) ema_->update();
   ++step_;
   return result;
+}
+
+// What has a loss of its own: a pass, or its blocks of tokens.
+std::vector<data::Batch> Trainer::pieces(const data::Batch& pass) const {
+  const int64_t block = experiment_.mesh.block;
+  if (block == 0) return {pass};
+  std::vector<data::Batch> blocks;
+  const Tensor targets = pass.targets.reshape({-1});
+  for (int64_t at = 0; at < targets.numel(); at += block)
+    blocks.emplace_back().targets = targets.slice(0, at, at + block);
+  return blocks;
 }
 
 // Scored positions of all ranks' parts of the batch. The ranks learn here of each other's signals.
@@ -268,8 +287,8 @@ StepWork Trainer::queue_step(const data::Batch& batch) {
   return work;
 }
 
-// Forward and backward of every micro-batch that is scored; the losses of all. Ranks that share
-// samples go through the same ones, which are exchanges of theirs.
+// Forward and backward of every micro-batch that is scored; the losses of all pieces, absent where
+// none is. Ranks that share samples go through the same ones, which are exchanges of theirs.
 std::vector<Tensor> Trainer::accumulate(const data::Batch& batch, const nn::SequencePart* part) {
   const TrainOptions& train = experiment_.train;
   const MemoryLabel label("batch and loss");
@@ -285,7 +304,8 @@ std::vector<Tensor> Trainer::accumulate(const data::Batch& batch, const nn::Sequ
   }
   const int64_t samples = batch.inputs.dim(0), micro = micro_batch(samples);
   std::vector<Tensor> losses(weights_.size());
-  size_t last = losses.size();
+  const size_t each = losses.size() / scored_.size();  // pieces of a pass
+  size_t last = scored_.size();
   while (last > 0 && !scored_[last - 1]) --last;
   for (size_t i = 0; i < last; ++i) {
     if (!scored_[i]) continue;
@@ -293,13 +313,18 @@ std::vector<Tensor> Trainer::accumulate(const data::Batch& batch, const nn::Sequ
     random.first_sample = first_sample_ + begin;
     const RandomScope scope(random);
     const data::Batch micro_batch = slice(batch, begin, std::min(samples, begin + micro));
-    const Variable loss = model_->loss(moved(micro_batch, device_), train, part);
-    losses[i] = loss.value();
-    if (device_.is_cpu()) check_loss(losses[i].item());
+    const Variables found = model_->losses(moved(micro_batch, device_), train, part);
+    Tensors seeds;
+    for (size_t k = 0; k < each; ++k) {
+      const size_t piece = i * each + k;
+      losses[piece] = found[k].value();
+      if (device_.is_cpu()) check_loss(losses[piece].item());
+      seeds.push_back(host_input(found[k].shape(), Dtype::f32, device_, [this, piece](void* to) {
+        *static_cast<float*>(to) = static_cast<float>(weights_[piece]);
+      }));
+    }
     if (parallel_ && i + 1 == last) parallel_->arm();
-    loss.backward(host_input(loss.shape(), Dtype::f32, device_, [this, i](void* to) {
-      *static_cast<float*>(to) = static_cast<float>(weights_[i]);
-    }));
+    backward(found, std::move(seeds));
   }
   return losses;
 }
@@ -308,10 +333,11 @@ std::vector<Tensor> Trainer::accumulate(const data::Batch& batch, const nn::Sequ
 double Trainer::own_loss(const std::vector<Tensor>& losses) const {
   double sum = 0.0;
   for (size_t i = 0; i < losses.size(); ++i) {
-    if (!scored_[i]) continue;
+    if (!losses[i].defined()) continue;
     const double loss = losses[i].item();
     check_loss(loss);
-    sum += weights_[i] * loss;
+    const double share = weights_[i] * loss;
+    sum += experiment_.mesh.block > 0 ? to_grid(share, 36) : share;  // sums have no order
   }
   return sum;
 }
@@ -362,6 +388,7 @@ EvalSums Trainer::evaluate(int64_t samples) {
   const int64_t batch = experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch
                                                           : (experiment_.train.batch + P - 1) / P;
   EvalSums sums = with_averages([&] {
+    const nn::TokenBlocks blocks(experiment_.mesh.block);
     EvalSums own;
     for (int64_t begin = mesh_.place().data * batch; begin < count; begin += P * batch) {
       std::vector<data::Sample> part;

@@ -96,6 +96,7 @@ class Trainer {
   int64_t micro_batch(int64_t samples) const {
     return experiment_.train.micro_batch > 0 ? experiment_.train.micro_batch : samples;
   }
+  std::vector<data::Batch> pieces(const data::Batch& pass) const;
   std::vector<Tensor> accumulate(const data::Batch& batch, const nn::SequencePart* part = nullptr);
   void step_on_cpu(const data::Batch& batch, StepResult& result);
   void step_on_device(const data::Batch& batch, StepResult& result);
@@ -122,14 +123,14 @@ class Trainer {
   std::unique_ptr<data::Loader> loader_;
   std::unique_ptr<Model> model_;
   Parameters parameters_;
-  std::unique_ptr<distributed::DataParallel> parallel_;  // null of one rank
+  std::unique_ptr<distributed::DataParallel> parallel_;  // null of one rank that has no blocks
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Ema> ema_;
   std::unique_ptr<StepGraph> graph_;
   int64_t step_ = 0;
   int64_t first_sample_ = 0;  // of this rank's part of a batch
-  // Of the step's micro-batches: this rank's shares of scored positions, and whether a rank that
-  // has the same samples scores any.
+  // This rank's shares of scored positions, of the pieces of the step; and, of its micro-batches,
+  // whether a rank that has the same samples scores any.
   std::vector<double> weights_;
   std::vector<bool> scored_;
   const std::atomic<int>* stop_ = nullptr;

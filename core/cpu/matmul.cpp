@@ -4,6 +4,9 @@
 // card to cuBLASLt. The interpreted device has products computed by the cpu.
 #include "core/ops/matmul.h"
 
+#include <optional>
+#include <utility>
+
 #include "core/cpu/gemm.h"
 #include "core/cpu/isa.h"
 #include "core/cpu/onednn.h"
@@ -68,8 +71,11 @@ void own_gemm(const Product& p) {
 // Below this many multiply-adds per matrix the cost of calling oneDNN is felt.
 bool is_small(const Product& p) { return p.m <= 64 && p.n <= 64 && p.k <= 64; }
 
-// Rows of a piece of a product; a multiple of every kernel's block of rows.
-constexpr int64_t kPieceRows = 64;
+// Rows of a piece of a product: a multiple of them, which is one of every kernel's block of rows;
+// or, of fixed products, so many.
+constexpr int64_t kPieceRows = 64, kFixedRows = 256;
+
+thread_local bool t_fixed = false;
 
 void run(const Product& p) {
 #if defined(FOVEA_CUDA)
@@ -80,17 +86,20 @@ void run(const Product& p) {
   const auto multiply_piece = [](const Product& piece) {
     if (!onednn::matmul(piece, piece.c, piece.a, piece.b, piece.bias_data)) own_gemm(piece);
   };
-  const int64_t blocks = (p.m + kPieceRows - 1) / kPieceRows;
-  const int64_t pieces = std::min<int64_t>(num_threads(), blocks);
-  if (p.batch > 1 || pieces < num_threads() || detail::in_parallel_region()) {
+  const bool fixed = t_fixed;
+  const int64_t rows = fixed ? kFixedRows : kPieceRows, blocks = (p.m + rows - 1) / rows;
+  const int64_t pieces =
+      fixed ? p.batch > 1 ? 1 : blocks : std::min<int64_t>(num_threads(), blocks);
+  if (!fixed && (p.batch > 1 || pieces < num_threads() || detail::in_parallel_region()))
     return multiply_piece(p);
-  }
   // We share the rows out, a product of one thread each: on two cores 1 to 8 % (f32) and 1 to 18 %
   // (bf16) faster than oneDNN's own sharing, most for gradients of weights.
   parallel_for_each(0, pieces, [&](int64_t i) {
-    const int64_t from = blocks * i / pieces * kPieceRows;
+    std::optional<ThreadShare> alone;
+    if (fixed) alone.emplace(1);
+    const int64_t from = blocks * i / pieces * rows;
     Product piece = p;
-    piece.m = std::min(p.m, blocks * (i + 1) / pieces * kPieceRows) - from;
+    piece.m = std::min(p.m, blocks * (i + 1) / pieces * rows) - from;
     piece.a += from * p.a_row * size_of(p.in);
     piece.c += from * p.c_row * size_of(p.out);
     multiply_piece(piece);
@@ -287,6 +296,9 @@ void matmul_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accum
   multiply(out.transpose(-1, -2), b.transpose(-1, -2), a.transpose(-1, -2), Tensor(),
            accumulate);  // out^T = b^T a^T
 }
+
+FixedProducts::FixedProducts(bool on) : before_(std::exchange(t_fixed, on)) {}
+FixedProducts::~FixedProducts() { t_fixed = before_; }
 
 std::optional<GeluProduct> matmul_gelu(const Tensor& a, const Tensor& b, const Tensor& bias) {
   const Shape shape = result_shape(a, b);

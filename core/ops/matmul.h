@@ -26,6 +26,20 @@ Tensor matmul(const Tensor& a, const Tensor& b, const MatmulOptions& options = {
 // it may not overlap a or b.
 void matmul_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate);
 
+// Which rounding a product of oneDNN has may depend on how many threads make it. While one of these
+// lives on this thread, products on the cpu are cut by their sizes alone, and each piece is made by
+// one thread: the same bits for any number of threads, with less to share for products of few rows.
+class FixedProducts {
+ public:
+  explicit FixedProducts(bool on = true);
+  ~FixedProducts();
+  FixedProducts(const FixedProducts&) = delete;
+  FixedProducts& operator=(const FixedProducts&) = delete;
+
+ private:
+  bool before_;
+};
+
 // ---- a product with a GELU --------------------------------------------------------------------
 // In its tanh form (1606.08415), done before the product is stored. Absent where the device's
 // library has no such product (all but cuBLASLt's, and odd shapes there): then matmul and an

@@ -133,6 +133,25 @@ TEST_F(OnRanks, ASequenceOverThreadsAndProcessesTrainsAsOneRankDoes) {
   EXPECT_EQ(losses(runs().at(0)), threads);
 }
 
+// mesh.block: one rank, threads and processes give the same bits.
+TEST_F(OnRanks, BlocksGiveTheSameBitsOnThreadsAndProcesses) {
+  const std::vector<std::string> flags{"--mesh.block=8", "--mesh.order=contiguous",
+                                       "--mesh.strategy=gather", "--train.micro_batch=4"};
+  const auto losses_with = [&](const std::string& mesh) {
+    fs::remove_all(folder / "runs");
+    std::vector<std::string> all = flags;
+    all.push_back(mesh);
+    const Result result = train(all);
+    EXPECT_EQ(result.status, 0) << result.error;
+    return losses(runs().at(0));
+  };
+  const auto expected = losses_with("--ranks=1");
+  ASSERT_EQ(expected.size(), 24u);
+  EXPECT_EQ(losses_with("--mesh.data=3"), expected);
+  if (!processes(2)) GTEST_SKIP() << "no mpirun";
+  EXPECT_EQ(losses_with("--mesh.ring=2"), expected);
+}
+
 // A rank that is not like the others ends the job before anything is made, in one line that says
 // what differs, and says who.
 TEST_F(OnRanks, ProcessesThatDifferAreRefused) {
