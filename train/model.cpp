@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "attention/over_parts.h"
 #include "attention/registry.h"
 #include "nn/loss.h"
 #include "train/model_options.h"
@@ -52,20 +53,27 @@ class LanguageModel final : public Model {
   void set_compute(Dtype compute) override { gpt_.set_compute(compute); }
   Variable loss(const data::Batch& batch, const TrainOptions& options,
                 const nn::SequencePart* part) override {
-    return nn::cross_entropy(gpt_.forward(batch.inputs, Tensor(), part), batch.targets,
+    return nn::cross_entropy(gpt_.forward(batch.inputs, batch.documents, part), batch.targets,
                              loss_options(options));
   }
   EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) override {
     const NoGrad no_grad;
-    return score(gpt_.forward(batch.inputs, Tensor(), part), batch.targets);
+    return score(gpt_.forward(batch.inputs, batch.documents, part), batch.targets);
   }
   std::string refuses(const nn::SequencePart& part) const override {
     const std::string why = gpt_.refuses(part);
-    return why.empty()
-               ? why
-               : concat(
-                     "attention ", attention_, ' ', why,
-                     attention_ == "softmax_attention" ? "" : ", softmax_attention parts of them");
+    if (why.empty() || attention::system(attention_).parts)
+      return why.empty() ? why : concat("attention ", attention_, ' ', why);
+    std::string others;
+    for (const auto& [name, system] : attention::systems())
+      if (system.parts) others += (others.empty() ? "" : ", ") + name;
+    return concat("attention ", attention_, ' ', why, ", parts of them: ", others);
+  }
+  std::optional<attention::Mask> mask(int64_t batch, int64_t tokens,
+                                      const Tensor& documents) const override {
+    const auto* says = dynamic_cast<const attention::SaysMask*>(&gpt_.block(0).mixer());
+    if (says == nullptr) return {};
+    return says->mask_of(batch, tokens, nn::Gpt::context_of(documents));
   }
   double step_flops(int64_t samples) const override {
     return 3.0 * gpt_.forward_flops(samples, gpt_.options().context);
@@ -100,6 +108,7 @@ class ImageModel final : public Model {
     return score(vit_.forward(Variable(batch.inputs)), batch.targets);
   }
   std::string refuses(const nn::SequencePart&) const override { return "images are not cut"; }
+  std::optional<attention::Mask> mask(int64_t, int64_t, const Tensor&) const override { return {}; }
   double step_flops(int64_t samples) const override { return 3.0 * vit_.forward_flops(samples); }
   int64_t units_per_sample() const override { return 1; }
   const char* unit() const override { return "img"; }

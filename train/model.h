@@ -4,8 +4,10 @@
 // Gpt and Vit are wrapped here; a new kind of model is one more class and one line in make_model.
 
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "attention/mask.h"
 #include "data/source.h"
 #include "nn/gpt.h"
 #include "nn/vit.h"
@@ -36,6 +38,9 @@ class Model {
   virtual EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) = 0;
   // Why the model does not take such a part; empty: it does.
   virtual std::string refuses(const nn::SequencePart& part) const = 0;
+  // What the tokens of whole samples see; absent: the model does not say. documents as in Batch.
+  virtual std::optional<attention::Mask> mask(int64_t batch, int64_t tokens,
+                                              const Tensor& documents) const = 0;
   // Forward and backward (twice the forward) of `samples` samples.
   virtual double step_flops(int64_t samples) const = 0;
   // Tokens (GPT) or images (ViT) in one sample; and what the progress bar calls them.

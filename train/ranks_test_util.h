@@ -22,22 +22,27 @@ inline void load(Experiment& e, const Flags& overrides) {
   if (overrides.empty() || overrides[0].key != "data.kind")
     flags = {{"data.kind", "recall"}, {"data.context", "24"}, {"data.vocab_size", "17"},
              {"data.pairs", "3"},     {"data.queries", "4"},  {"data.val_samples", "11"}};
-  const Flags rest{{"model.kind", "gpt"},
-                   {"model.layers", "2"},
-                   {"model.dim", "16"},
-                   {"model.context", "24"},
-                   {"model.dropout", "0.1"},
-                   {"model.attention.kind", "softmax_attention"},
-                   {"model.attention.heads", "2"},
-                   {"model.attention.dropout", "0.1"},
-                   {"schedule.warmup", "3"},
-                   {"optimizer.lr", "3e-3"},
-                   {"train.batch", "12"},
-                   {"train.micro_batch", "2"},
-                   {"train.steps", "20"},
-                   {"train.clip", "0.5"},
-                   {"train.ema", "0.9"},
-                   {"mesh.bucket_bytes", "4096"}};
+  Flags rest{{"model.kind", "gpt"},
+             {"model.layers", "2"},
+             {"model.dim", "16"},
+             {"model.context", "24"},
+             {"model.dropout", "0.1"},
+             {"model.attention.kind", "softmax_attention"},
+             {"model.attention.heads", "2"},
+             {"model.attention.dropout", "0.1"},
+             {"schedule.warmup", "3"},
+             {"optimizer.lr", "3e-3"},
+             {"train.batch", "12"},
+             {"train.micro_batch", "2"},
+             {"train.steps", "20"},
+             {"train.clip", "0.5"},
+             {"train.ema", "0.9"},
+             {"mesh.bucket_bytes", "4096"}};
+  const auto says = [](const char* key) {
+    return [key](const config::Flag& flag) { return flag.key.starts_with(key); };
+  };
+  if (std::any_of(overrides.begin(), overrides.end(), says("model.attention.kind")))
+    std::erase_if(rest, says("model.attention."));
   flags.insert(flags.end(), rest.begin(), rest.end());
   flags.insert(flags.end(), overrides.begin(), overrides.end());
   config::load_text(e, "", "test", flags);

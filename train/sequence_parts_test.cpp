@@ -56,10 +56,58 @@ TEST(SequenceParts, EveryMeshTrainsAsOneRankDoes) {
 }
 
 TEST(SequenceParts, EveryOrderAndStrategyTrainsAlike) {
-  for (const char* order : {"contiguous", "striped", "zigzag"})
+  for (const char* order : {"contiguous", "striped", "zigzag", "dispatched"})
     for (const char* strategy : {"ring", "gather"})
       expect_as_one_rank(
           {order, {{"mesh.ring", "2"}, {"mesh.order", order}, {"mesh.strategy", strategy}}, {}, 5});
+  expect_as_one_rank(
+      {"double ring", {{"mesh.ring", "4"}, {"mesh.window", "2"}, {"train.zero", "1"}}, {}, 5});
+  expect_as_one_rank({"chunks of 1, two heads at once",
+                      {{"mesh.ring", "3"},
+                       {"mesh.order", "dispatched"},
+                       {"mesh.chunk", "1"},
+                       {"mesh.strategy", "gather"},
+                       {"mesh.heads_per_gather", "2"}},
+                      {},
+                      5});
+}
+
+// Documents of 5 to 12 tokens and up to 11 of padding a sequence, of which a rank may have all.
+Flags packed(const char* mask) {
+  return {{"data.kind", "packed"},
+          {"data.context", "31"},
+          {"data.shortest", "5"},
+          {"data.of.kind", "recall"},
+          {"data.of.context", "12"},
+          {"data.of.vocab_size", "17"},
+          {"data.of.pairs", "2"},
+          {"data.of.queries", "5"},
+          {"data.of.val_samples", "33"},
+          {"model.context", "31"},
+          {"model.attention.kind", "long_context"},
+          {"model.attention.mask", mask},
+          {"model.attention.global_tokens", "2"},
+          {"model.attention.block", "3"},
+          {"model.attention.heads", "2"}};
+}
+
+TEST(SequenceParts, PackedDocumentsTrainAsOnOneRank) {
+  const Flags ring{{"mesh.ring", "4"}}, usp{{"mesh.ring", "2"}, {"mesh.ulysses", "2"}},
+      gather{{"mesh.ring", "2"}, {"mesh.order", "dispatched"}, {"mesh.strategy", "gather"}},
+      data{{"mesh.data", "2"}, {"mesh.ring", "2"}, {"train.zero", "1"}};
+  const std::vector<std::pair<const char*, std::vector<Flags>>> cases{
+      {"causal", {ring, data}},
+      {"causal_document", {usp, gather, data}},
+      {"block_causal_document", {usp, gather}},
+      {"share_question", {ring}},
+      {"causal_blockwise", {gather}},
+      {"global_sliding_window", {usp}}};
+  for (const auto& [mask, meshes] : cases) {
+    Flags flags = packed(mask);
+    if (std::string(mask) == "global_sliding_window")
+      flags.push_back({"model.attention.window", "[6, 0]"});
+    for (const Flags& mesh : meshes) expect_as_one_rank({mask, mesh, flags, 4});
+  }
 }
 
 TEST(SequenceParts, LengthsNeedNotDivide) {
@@ -176,13 +224,26 @@ TEST(SequenceParts, WhatCannotBeCutIsRefusedInOneLine) {
          "not divide; mesh.data");
   expect(4, {{"mesh.ring", "4"}, {"data.context", "3"}, {"data.pairs", "1"}, {"data.queries", "1"}},
          "a sequence of 3 tokens leaves some of 4 ranks without one");
-  expect(2,
-         {{"data.kind", "copy"},
-          {"model.kind", "gpt"},
-          {"model.attention.kind", "long_context"},
-          {"mesh.ring", "2"}},
-         "attention long_context takes whole sequences only, softmax_attention parts of them",
-         false);
+  expect(4, {{"mesh.ring", "4"}, {"mesh.window", "3"}},
+         "mesh.window = 3 does not divide mesh.ring = 4; 0 is one ring of all");
+  expect(1, {{"mesh.window", "2"}}, "mesh.window = 2 does not divide mesh.ring = 1");
+  expect(4, {{"mesh.ring", "4"}, {"mesh.window", "2"}, {"mesh.strategy", "gather"}},
+         "mesh.window = 2 is of mesh.strategy = ring, found gather");
+  expect(2, {{"mesh.ring", "2"}, {"mesh.heads_per_gather", "2"}},
+         "mesh.heads_per_gather = 2 is of mesh.strategy = gather, found ring");
+  expect(2, {{"mesh.ring", "2"}, {"mesh.chunk", "2"}},
+         "mesh.chunk = 2 is of mesh.order = dispatched, found zigzag");
+  expect(2, {{"mesh.ring", "2"}, {"mesh.order", "dispatched"}, {"mesh.chunk", "2"}},
+         "mesh: ring 2 x ulysses 1: mesh.chunk = 2 gives a rank 6 chunks, which a ring attends in "
+         "36 calls a step; take mesh.strategy = gather, or a chunk of 3");
+  expect(4, {{"mesh.ring", "4"}, {"mesh.order", "dispatched"}, {"mesh.chunk", "9"}},
+         "mesh.chunk = 9 makes 3 chunks of 24 tokens for 4 ranks of a ring");
+  expect(4,
+         {{"mesh.ring", "2"},
+          {"mesh.ulysses", "2"},
+          {"mesh.order", "dispatched"},
+          {"mesh.chunk", "23"}},
+         "mesh.chunk = 23 leaves a chunk of 1 tokens for 2 ranks of ulysses");
   const std::filesystem::path path =
       std::filesystem::temp_directory_path() / ("fovea_images." + std::to_string(getpid()) + ".h5");
   Hdf5Writer file;
@@ -198,7 +259,7 @@ TEST(SequenceParts, WhatCannotBeCutIsRefusedInOneLine) {
           {"model.patch", "2"},
           {"model.attention.kind", "softmax_attention"},
           {"mesh.ring", "2"}},
-         "model vit takes whole samples only, gpt with softmax_attention parts of sequences; "
+         "model vit takes whole samples only, gpt parts of sequences; "
          "mesh.data cuts batches of any model",
          false);
   std::filesystem::remove(path);
