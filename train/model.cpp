@@ -62,12 +62,13 @@ class LanguageModel final : public Model {
   }
   std::string refuses(const nn::SequencePart& part) const override {
     const std::string why = gpt_.refuses(part);
-    if (why.empty() || attention::system(attention_).parts)
-      return why.empty() ? why : concat("attention ", attention_, ' ', why);
+    if (why.empty()) return why;
+    const auto known = attention::systems().find(attention_);
     std::string others;
     for (const auto& [name, system] : attention::systems())
-      if (system.parts) others += (others.empty() ? "" : ", ") + name;
-    return concat("attention ", attention_, ' ', why, ", parts of them: ", others);
+      if (system.parts) others += (others.empty() ? "; parts of them: " : ", ") + name;
+    const bool takes_parts = known != attention::systems().end() && known->second.parts;
+    return concat("attention ", attention_, ' ', why, takes_parts ? "" : others);
   }
   std::optional<attention::Mask> mask(int64_t batch, int64_t tokens,
                                       const Tensor& documents) const override {
@@ -153,20 +154,22 @@ config::Choice model_choice() {
                         "gpt");
 }
 
-std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data) {
+std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data,
+                                  const nn::MixerFactory& mixer) {
   if (auto* gpt = dynamic_cast<GptModelOptions*>(&experiment.model.options())) {
     FOVEA_CHECK(data.is_tokens, "model: kind \"gpt\" learns from tokens, but data kind \"",
                 experiment.data.kind(), "\" gives images");
     FOVEA_CHECK(data.context <= gpt->context, "model: context ", gpt->context,
                 " is shorter than the data's sequences of ", data.context, " tokens");
-    return std::make_unique<LanguageModel>(*gpt, data.vocab_size, mixer_factory(gpt->attention),
-                                           gpt->attention.kind());
+    return std::make_unique<LanguageModel>(*gpt, data.vocab_size,
+                                           mixer ? mixer : mixer_factory(gpt->attention),
+                                           mixer ? "given by the program" : gpt->attention.kind());
   }
   auto* vit = dynamic_cast<VitModelOptions*>(&experiment.model.options());
   FOVEA_CHECK(vit != nullptr, "model: unknown kind \"", experiment.model.kind(), '"');
   FOVEA_CHECK(!data.is_tokens, "model: kind \"vit\" learns from images, but data kind \"",
               experiment.data.kind(), "\" gives tokens");
-  return std::make_unique<ImageModel>(*vit, data, mixer_factory(vit->attention));
+  return std::make_unique<ImageModel>(*vit, data, mixer ? mixer : mixer_factory(vit->attention));
 }
 
 }  // namespace fovea::train

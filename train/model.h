@@ -54,7 +54,8 @@ class Model {
 int64_t scored_positions(const data::Batch& batch);
 
 // The model of an experiment, with parameters initialised from the seed. Throws when data and model
-// do not fit.
-std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data);
+// do not fit. mixer: instead of the attention that the experiment names; or empty.
+std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data,
+                                  const nn::MixerFactory& mixer = {});
 
 }  // namespace fovea::train

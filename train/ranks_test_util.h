@@ -58,13 +58,13 @@ struct Trained {
 
 // Steps up to `until`, from a checkpoint or from the start, as rank 0 sees it.
 inline Trained train(int ranks, const Flags& overrides, int64_t until = 20,
-                     const Checkpoint* from = nullptr) {
+                     const Checkpoint* from = nullptr, const nn::MixerFactory& mixer = {}) {
   const ThreadShare share(1);  // of the one rank
   Trained result;
   run_ranks(ranks, [&](const Communicator& job) {
     Experiment e;
     load(e, overrides);
-    Trainer trainer(e, job);
+    Trainer trainer(e, job, mixer);
     if (from != nullptr) trainer.load(*from);
     Trained mine;
     while (trainer.completed_steps() < until) {

@@ -3,6 +3,7 @@
 // rounding, whatever the mesh, the order and the strategy.
 #include <unistd.h>
 
+#include "attention/over_parts_cases.h"
 #include "core/io/hdf5.h"
 #include "core/testing/devices.h"
 #include "train/ranks_test_util.h"
@@ -15,6 +16,7 @@ struct Case {
   Flags mesh;
   Flags more = {};  // of the one rank too
   int64_t steps = 10;
+  nn::MixerFactory mixer = {};
 };
 
 Flags joined(Flags a, const Flags& b) {
@@ -30,8 +32,8 @@ int ranks_of(const Flags& mesh) {
 void expect_as_one_rank(const Case& c) {
   const testing::Message where = testing::Message() << c.what;
   SCOPED_TRACE(where);
-  const Trained one = train(1, c.more, c.steps),
-                many = train(ranks_of(c.mesh), joined(c.more, c.mesh), c.steps);
+  const Trained one = train(1, c.more, c.steps, nullptr, c.mixer),
+                many = train(ranks_of(c.mesh), joined(c.more, c.mesh), c.steps, nullptr, c.mixer);
   expect_near(many.losses, one.losses, kRounding);
   expect_near(many.norms, one.norms, kRounding);
   EXPECT_NEAR(many.held_out, one.held_out, kRounding);
@@ -107,6 +109,28 @@ TEST(SequenceParts, PackedDocumentsTrainAsOnOneRank) {
     if (std::string(mask) == "global_sliding_window")
       flags.push_back({"model.attention.window", "[6, 0]"});
     for (const Flags& mesh : meshes) expect_as_one_rank({mask, mesh, flags, 4});
+  }
+  // Without documents these two would be one mask.
+  EXPECT_NE(train(1, packed("share_question"), 1).losses,
+            train(1, packed("causal_document"), 1).losses);
+}
+
+// A system of any family needs nothing but the engines' calls with the part.
+TEST(SequenceParts, EveryEngineTrainsAsOnOneRank) {
+  const Flags ordered{{"mesh.order", "contiguous"}};
+  const auto mesh = [&](const Flags& flags) { return joined(ordered, flags); };
+  const Flags ring2 = mesh({{"mesh.ring", "2"}}), ring3 = mesh({{"mesh.ring", "3"}}),
+              ring4 = mesh({{"mesh.ring", "4"}, {"mesh.state", "pipeline"}}),
+              usp = mesh({{"mesh.ring", "2"}, {"mesh.ulysses", "2"}, {"mesh.state", "chain"}}),
+              data = mesh({{"mesh.data", "2"}, {"mesh.ring", "2"}, {"train.zero", "1"}}),
+              ulysses2{{"mesh.ulysses", "2"}};
+  Flags flags = packed("causal");
+  std::erase_if(flags, [](const config::Flag& f) { return f.key.starts_with("model.attention."); });
+  for (const auto& [name, mixer] : attention::part_mixers(4)) {
+    for (const Flags& way : {ring2, ring3, ring4, ulysses2, usp, data}) {
+      if (name == "sigmoid by heads" && way[0].key != "mesh.ulysses") continue;
+      expect_as_one_rank({name.c_str(), way, flags, 10, mixer});
+    }
   }
 }
 

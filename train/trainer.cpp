@@ -74,7 +74,8 @@ std::string exact(double value) {
 
 }  // namespace
 
-Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks)
+Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks,
+                 const nn::MixerFactory& mixer)
     : experiment_(experiment),
       mesh_(mesh_of(experiment, ranks)),
       parts_(mesh_, experiment.mesh),
@@ -98,7 +99,7 @@ Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks)
   loader.ranks = mesh_.sizes().data;
   first_sample_ = loader.begin(loader.rank);
   loader_ = std::make_unique<data::Loader>(*train_source_, loader);
-  model_ = make_model(experiment, data());
+  model_ = make_model(experiment, data(), mixer);
   for (const data::Source* source : {train_source_.get(), val_source_.get()})
     parts_.check(experiment, *model_, data().is_tokens ? source->description().context : 0);
   model_->initialise(seed);
