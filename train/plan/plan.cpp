@@ -56,9 +56,11 @@ std::vector<Exchange> exchanges(const GptSizes& z, const Machine& machine,
   const int64_t w = machine.node / mesh.ulysses;  // groups of a node
   if (w > 1 && machine.node % mesh.ulysses == 0 && w < mesh.ring && mesh.ring % w == 0)
     all.push_back({Travel::ring, Order::zigzag, w, ring.balance});
-  constexpr double kUnbalanced = 1.05;
-  if (ring.balance.total > kUnbalanced && z.tokens >= 4 * mesh.ring * mesh.ulysses)
-    all.push_back(balanced({Travel::gather, Order::dispatched}));
+  constexpr double kBetter = 0.02;
+  if (ring.balance.total > 1 + kBetter && z.tokens >= 4 * mesh.ring * mesh.ulysses) {
+    const Exchange dispatched = balanced({Travel::gather, Order::dispatched});
+    if (dispatched.balance.total < ring.balance.total - kBetter) all.push_back(dispatched);
+  }
   return all;
 }
 

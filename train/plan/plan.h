@@ -31,7 +31,7 @@ struct PlanOptions {
 
 // Every mesh data x ring x ulysses of that many devices, rings that pass keys on and that gather
 // them, zigzag (the model is causal), with and without ZeRO-1; double rings, whose inner rings are
-// a node's devices; gathered keys of dispatched chunks, where zigzag leaves the mask unbalanced.
+// a node's devices; gathered keys of dispatched chunks, where they balance the mask better.
 // experiment: batch, micro_batch, optimizer and averages.
 Plan make_plan(const GptSizes& sizes, const Machine& machine, const Experiment& experiment,
                const PlanOptions& options);

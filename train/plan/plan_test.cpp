@@ -257,14 +257,14 @@ TEST(Plan, DispatchedChunksWhereZigzagIsUnbalanced) {
   const Flags flags{{"train.batch", "1"},
                     {"model.attention.kind", "long_context"},
                     {"model.attention.mask", "sliding_window"},
-                    {"model.attention.window", "[8, 0]"}};
+                    {"model.attention.window", "[16, 0]"}};
   Experiment windowed = experiment_of(flags), causal = experiment_of({{"train.batch", "1"}});
   std::map<Order, double> balance;
   for (const PlanRow& row : make_plan(gpt_sizes(windowed), {}, windowed, {.devices = 4}).rows)
     if (row.division.travel == Travel::gather && row.division.mesh.ring == 4)
       balance[row.division.order] = row.time.balance;
   EXPECT_GT(balance[Order::dispatched], 0.99);
-  EXPECT_LT(balance[Order::dispatched], balance[Order::zigzag]);
+  EXPECT_LT(balance[Order::dispatched], balance[Order::zigzag] - 0.02);
   for (const PlanRow& row : make_plan(gpt_sizes(causal), {}, causal, {.devices = 4}).rows)
     EXPECT_NE(row.division.order, Order::dispatched);
 }
@@ -278,7 +278,7 @@ TEST(Plan, FlagsAreTakenByTheTrainer) {
                    {"model.attention.kind", "long_context"},
                    {"model.attention.heads", "4"},
                    {"model.attention.mask", "sliding_window"},
-                   {"model.attention.window", "[8, 0]"}};
+                   {"model.attention.window", "[16, 0]"}};
   Experiment experiment = experiment_of(base);
   std::set<std::string> tried;
   for (const PlanRow& row : make_plan(gpt_sizes(experiment), m, experiment, {.devices = 4}).rows) {
