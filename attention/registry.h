@@ -37,6 +37,7 @@ struct System {
   std::string title;        // one line
   std::string paper;        // arXiv ids
   std::string family;       // engine: score, linear, ...
+  bool parts = false;       // its mixer takes parts of sequences (attention/over_parts.h)
   config::Factory options;  // keys of [model.attention]
   std::function<std::unique_ptr<nn::Mixer>(const config::Options& options, int64_t channels,
                                            int64_t layer, int64_t layers)>

@@ -3,6 +3,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <limits>
 
 #include "core/io/hdf5.h"
 
@@ -94,6 +95,7 @@ class Hdf5Sequences final : public Source {
       : file_(std::move(file)),
         inputs_(group + (paired ? "/inputs" : "/tokens")),
         targets_(paired ? group + "/targets" : ""),
+        documents_(file_->has(group + "/documents") ? group + "/documents" : ""),
         where_(concat("hdf5 ", options.path, ": ")) {
     const Shape shape = file_->shape(inputs_);
     FOVEA_CHECK(shape.rank() == 2 && shape[0] >= 1 && shape[1] >= (paired ? 1 : 2), where_, inputs_,
@@ -103,7 +105,10 @@ class Hdf5Sequences final : public Source {
       FOVEA_CHECK(file_->shape(targets_) == shape, where_, inputs_, " is ", shape, " but ",
                   targets_, " is ", file_->shape(targets_));
     }
-    for (const std::string& name : {inputs_, targets_}) {
+    const Shape of_inputs{shape[0], shape[1] - (paired ? 0 : 1)};
+    FOVEA_CHECK(documents_.empty() || file_->shape(documents_) == of_inputs, where_, documents_,
+                " is ", file_->shape(documents_), "; expected ", of_inputs);
+    for (const std::string& name : {inputs_, targets_, documents_}) {
       FOVEA_CHECK(name.empty() || !is_floating(file_->dtype(name)), where_, name, " holds ",
                   file_->dtype(name), "; expected integers");
     }
@@ -116,8 +121,10 @@ class Hdf5Sequences final : public Source {
 
   Batch make(std::span<const Sample> samples, uint64_t) const override {
     const int64_t count = static_cast<int64_t>(samples.size()), n = description_.context;
-    const Batch batch{
-        Tensor::empty({count, n}, Dtype::i64), Tensor::empty({count, n}, Dtype::i64), {}};
+    const Batch batch{Tensor::empty({count, n}, Dtype::i64),
+                      Tensor::empty({count, n}, Dtype::i64),
+                      {},
+                      documents_.empty() ? Tensor() : Tensor::empty({count, n}, Dtype::i32)};
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = samples[static_cast<size_t>(i)].index;
       const std::vector<int64_t> in = read(inputs_, row, 0),
@@ -126,11 +133,23 @@ class Hdf5Sequences final : public Source {
                                            : read(targets_, row, kIgnore);
       std::copy(in.begin(), in.begin() + n, batch.inputs.data<int64_t>() + i * n);
       std::copy(out.begin(), out.end(), batch.targets.data<int64_t>() + i * n);
+      if (!documents_.empty())
+        read_documents(row, batch.targets.data<int64_t>() + i * n,
+                       batch.documents.data<int32_t>() + i * n);
     }
     return batch;
   }
 
  private:
+  void read_documents(int64_t row, int64_t* targets, int32_t* out) const {
+    for (const int64_t id : file_->read_rows(documents_, row, row + 1).to_vector<int64_t>()) {
+      FOVEA_CHECK(id >= -1 && id <= std::numeric_limits<int32_t>::max(), where_, documents_,
+                  " row ", row, " holds ", id, "; expected a number of a document, or -1");
+      if (id < 0) *targets = kIgnore;
+      ++targets;
+      *out++ = static_cast<int32_t>(id);
+    }
+  }
   // One row, every id below the vocabulary and not below `least` (which alone may be negative).
   std::vector<int64_t> read(const std::string& name, int64_t row, int64_t least) const {
     std::vector<int64_t> ids = file_->read_rows(name, row, row + 1).to_vector<int64_t>();
@@ -142,7 +161,7 @@ class Hdf5Sequences final : public Source {
     return ids;
   }
   Reader file_;
-  std::string inputs_, targets_, where_;
+  std::string inputs_, targets_, documents_, where_;
   int64_t rows_ = 0;
 };
 

@@ -3,7 +3,8 @@
 // Data sets in one HDF5 file with groups `train` and `val`, each holding one of
 //   images [N, C, H, W] or [N, H, W] (u8, or floats in [0, 1]) and labels [N];
 //   tokens [N, T + 1]: sequences of which each token but the first is a target;
-//   inputs [N, T] and targets [N, T] (-100: not scored).
+//   inputs [N, T] and targets [N, T] (-100: not scored);
+// and beside sequences, where they are packed, documents [N, T] (-1: padding, which is not scored).
 // Rows are read when they are drawn.
 
 #include "data/image/images.h"

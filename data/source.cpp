@@ -3,6 +3,7 @@
 
 #include "data/hdf5.h"
 #include "data/image/images.h"
+#include "data/packed.h"
 #include "data/synthetic/copy.h"
 #include "data/synthetic/needle.h"
 #include "data/synthetic/recall.h"
@@ -46,16 +47,29 @@ const std::map<std::string, Kind>& table() {
       {"needle", kind(&make_needle)},
       {"regression", kind(&make_regression)},
       {"state_tracking", kind(&make_state_tracking)},
+      {"packed", kind(&make_packed)},
   };
   return kinds;
 }
 
 }  // namespace
 
-config::Choice data_choice() {
+namespace {
+
+config::Choice choice_of(const std::function<bool(const std::string& kind)>& has) {
   std::map<std::string, config::Factory> factories;
-  for (const auto& [name, kind] : table()) factories[name] = kind.options;
+  for (const auto& [name, kind] : table())
+    if (has(name)) factories[name] = kind.options;
   return config::Choice(std::move(factories), "tokens");
+}
+
+}  // namespace
+
+config::Choice data_choice() {
+  return choice_of([](const std::string&) { return true; });
+}
+config::Choice document_choice() {
+  return choice_of([](const std::string& kind) { return kind != "packed"; });
 }
 
 std::string kind_of(const std::filesystem::path& path) {

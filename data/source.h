@@ -35,6 +35,9 @@ struct Batch {
   Tensor inputs;        // i64 [B, N] token ids, or f32 [B, C, H, W]
   Tensor targets;       // i64 [B, N] (kIgnore: not scored), or i64 [B]
   Tensor soft_targets;  // f32 [B, classes] instead of targets (mixup, cutmix); or absent
+  // i32 [B, N], the document of each token, whose neighbours of one number are one; -1: padding.
+  // Absent: each sequence is one document.
+  Tensor documents = {};
 };
 
 struct Sample {

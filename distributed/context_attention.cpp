@@ -58,9 +58,13 @@ ContextAttention::ContextAttention(const Communicator& ring, const Communicator&
               "tokens, found ",
               options.exchange == Exchange::gather ? "gather" : "ring", ", ", name(layout.order()),
               ", ", ulysses.size(), " and ", layout.tokens(), " over ", R);
-  const uint64_t hash = hash_of(concat(name(layout.order()), ' ', layout.tokens(), ' ', R, ' ',
-                                       ulysses.size(), ' ', static_cast<int>(options.exchange), ' ',
-                                       w, ' ', options.heads_per_gather, ' ', options.block));
+  std::string text = concat(name(layout.order()), ' ', layout.tokens(), ' ', R, ' ', ulysses.size(),
+                            ' ', static_cast<int>(options.exchange), ' ', w, ' ',
+                            options.heads_per_gather, ' ', options.block);
+  for (int r = 0; layout.order() == Order::dispatched && r < R; ++r)
+    for (const auto& [place, count] : layout.group(r))
+      text += concat(' ', r, ' ', place.base, ' ', count);
+  const uint64_t hash = hash_of(text);
   for (const Communicator* comm : {&ring_, &ulysses_})
     if (comm->size() > 1) check_agree(*comm, "context attention: layout and options", hash);
 }

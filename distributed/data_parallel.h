@@ -41,10 +41,10 @@ struct DataParallelOptions {
   int64_t bucket_bytes = 8 << 20;  // a bucket is sent when it has about as many
   bool shard = false;
   bool overlap = true;  // else buckets are sent after backward
-  bool exact = false;   // without shard
   // Of each parameter, for shard: the cost of a step that needs all of it; 0: it may be cut. Empty:
   // all may.
   std::vector<int64_t> whole = {};
+  bool exact = false;  // without shard
 };
 
 class DataParallel {

@@ -8,16 +8,14 @@
 // and the same backward (the first rank: none), in one exchange each. A shard shorter than `left`
 // sends all it has to each rank within `left` of it; no rank receives more than left C e.
 
+#include "attention/over_parts.h"
 #include "autograd/function.h"
 #include "distributed/shards.h"
 
 namespace fovea::distributed {
 
-// What stands for tokens before the sequence.
-enum class Edge : uint8_t {
-  zeros,  // zeros: every rank has left + n tokens
-  absent  // nothing: as many as there are, at most left
-};
+// What stands for tokens before the sequence: with zeros every rank has left + n tokens.
+using attention::Edge;
 
 // x [..., n, ...] with this rank's tokens along `axis` -> [..., left + n, ...], the tokens before
 // its shard first. A shard without tokens borrows none: it has zeros, or nothing. Differentiable.

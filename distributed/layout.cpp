@@ -155,7 +155,8 @@ Layout Layout::dispatched(const attention::Mask& mask, int64_t batch, int64_t N,
     Group* least = nullptr;
     for (Group& g : groups) {
       if (static_cast<int64_t>(g.tokens.size()) < share &&
-          (least == nullptr || g.area < least->area))
+          (least == nullptr || g.area < least->area ||
+           (g.area == least->area && g.tokens.size() < least->tokens.size())))
         least = &g;
     }
     least->area += c.area;

@@ -34,8 +34,8 @@ class Layout {
   // N tokens over a ring of R groups of U ranks, in an order that the mask does not matter to.
   Layout(Order order, int64_t N, int ring, int ulysses = 1);
   // Chunks of `chunk` tokens, those with the most allowed pairs first, each to the group with the
-  // fewest pairs so far among those with fewer than their share of chunks (MagiAttention). O(N) for
-  // masks of positions alone, else O(N^2).
+  // fewest pairs so far (of those the one with the fewest chunks) among those with fewer than their
+  // share of chunks (MagiAttention). O(N) for masks of positions alone, else O(N^2).
   static Layout dispatched(const attention::Mask& mask, int64_t batch, int64_t N, int64_t chunk,
                            int ring, int ulysses = 1);
 

@@ -83,14 +83,19 @@ Variable Gpt::head(const Variable& h) const {
   return linear(h, head_ ? head_->weight : token_, Variable());
 }
 
-Variable Gpt::forward(const Tensor& ids, const Tensor& documents, const SequencePart* part) {
-  const MemoryLabel label(activations());
+MixerContext Gpt::context_of(const Tensor& documents, const SequencePart* part) {
   MixerContext context;
   context.causal = true;
   context.documents = documents;
   context.part = part;
-  const Residual stream = blocks_.forward(
-      dropout(embed(ids, 0, part), options_.dropout, *this, part), context, compute_);
+  return context;
+}
+
+Variable Gpt::forward(const Tensor& ids, const Tensor& documents, const SequencePart* part) {
+  const MemoryLabel label(activations());
+  const Residual stream =
+      blocks_.forward(dropout(embed(ids, 0, part), options_.dropout, *this, part),
+                      context_of(documents, part), compute_);
   return head(norm_->add_forward(stream.x, stream.delta, compute_)[1]);
 }
 

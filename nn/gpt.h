@@ -38,6 +38,8 @@ class Gpt : public Module {
   // all their tokens.
   Variable forward(const Tensor& ids, const Tensor& documents = Tensor(),
                    const SequencePart* part = nullptr);
+  // What forward tells its blocks.
+  static MixerContext context_of(const Tensor& documents, const SequencePart* part = nullptr);
   // Why not; empty: forward takes such a part.
   std::string refuses(const SequencePart& part) const { return blocks_.refuses(part); }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "attention/over_parts.h"
 #include "attention/registry.h"
 #include "autograd/ops.h"
 #include "core/fixed_point.h"
@@ -58,6 +59,17 @@ EvalSums score(const Variable& logits, const Tensor& targets) {
   return sums;
 }
 
+// With the systems that take parts of sequences, where `attention` is none of them.
+std::string refusal(const std::string& attention, const std::string& why) {
+  if (why.empty()) return why;
+  const auto known = attention::systems().find(attention);
+  std::string others;
+  for (const auto& [name, system] : attention::systems())
+    if (system.parts) others += (others.empty() ? "; parts of them: " : ", ") + name;
+  const bool takes_parts = known != attention::systems().end() && known->second.parts;
+  return concat("attention ", attention, ' ', why, takes_parts ? "" : others);
+}
+
 // Next-token prediction: inputs i64 [B, N], targets i64 [B, N].
 class LanguageModel final : public Model {
  public:
@@ -71,7 +83,7 @@ class LanguageModel final : public Model {
                    const nn::SequencePart* part) override {
     Variables losses;
     for (const auto& [logits, targets] :
-         scored_blocks(gpt_.forward(batch.inputs, Tensor(), part), batch.targets))
+         scored_blocks(gpt_.forward(batch.inputs, batch.documents, part), batch.targets))
       losses.push_back(nn::cross_entropy(logits, targets, loss_options(options)));
     return losses;
   }
@@ -79,20 +91,22 @@ class LanguageModel final : public Model {
     const NoGrad no_grad;
     EvalSums sums;
     for (const auto& [logits, targets] :
-         scored_blocks(gpt_.forward(batch.inputs, Tensor(), part), batch.targets)) {
+         scored_blocks(gpt_.forward(batch.inputs, batch.documents, part), batch.targets)) {
       EvalSums block = score(logits, targets);
       block.loss = to_grid(block.loss, 20);  // sums have no order
       sums += block;
     }
     return sums;
   }
+  int64_t tokens(int64_t context) const override { return context; }
   std::string refuses(const nn::SequencePart& part) const override {
-    const std::string why = gpt_.refuses(part);
-    return why.empty()
-               ? why
-               : concat(
-                     "attention ", attention_, ' ', why,
-                     attention_ == "softmax_attention" ? "" : ", softmax_attention parts of them");
+    return refusal(attention_, gpt_.refuses(part));
+  }
+  std::optional<attention::Mask> mask(int64_t batch, int64_t tokens,
+                                      const Tensor& documents) const override {
+    const auto* says = dynamic_cast<const attention::SaysMask*>(&gpt_.block(0).mixer());
+    if (says == nullptr) return {};
+    return says->mask_of(batch, tokens, nn::Gpt::context_of(documents));
   }
   double step_flops(int64_t samples) const override {
     return 3.0 * gpt_.forward_flops(samples, gpt_.options().context);
@@ -110,29 +124,36 @@ class LanguageModel final : public Model {
 class ImageModel final : public Model {
  public:
   ImageModel(const nn::VitOptions& options, const data::Description& data,
-             const nn::MixerFactory& mixer)
-      : vit_(options, data.channels, data.height, data.width, data.classes, mixer) {}
+             const nn::MixerFactory& mixer, std::string attention)
+      : vit_(options, data.channels, data.height, data.width, data.classes, mixer),
+        attention_(std::move(attention)) {}
   nn::Module& module() override { return vit_; }
   void initialise(uint64_t seed) override { vit_.initialise(seed, vit_.options().init_scale); }
   void set_compute(Dtype compute) override { vit_.set_compute(compute); }
   Variables losses(const data::Batch& batch, const TrainOptions& options,
-                   const nn::SequencePart*) override {
-    const Variable logits = vit_.forward(Variable(batch.inputs));
+                   const nn::SequencePart* part) override {
+    const Variable logits = vit_.forward(Variable(batch.inputs), part);
     if (batch.soft_targets.defined())
       return {nn::cross_entropy_soft(logits, batch.soft_targets, loss_options(options))};
     return {nn::cross_entropy(logits, batch.targets, loss_options(options))};
   }
-  EvalSums evaluate(const data::Batch& batch, const nn::SequencePart*) override {
+  EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) override {
     const NoGrad no_grad;
-    return score(vit_.forward(Variable(batch.inputs)), batch.targets);
+    const Variable logits = vit_.forward(Variable(batch.inputs), part);
+    return part == nullptr || part->holds_first() ? score(logits, batch.targets) : EvalSums();
   }
-  std::string refuses(const nn::SequencePart&) const override { return "images are not cut"; }
+  int64_t tokens(int64_t) const override { return vit_.tokens(); }
+  std::string refuses(const nn::SequencePart& part) const override {
+    return refusal(attention_, vit_.refuses(part));
+  }
+  std::optional<attention::Mask> mask(int64_t, int64_t, const Tensor&) const override { return {}; }
   double step_flops(int64_t samples) const override { return 3.0 * vit_.forward_flops(samples); }
   int64_t units_per_sample() const override { return 1; }
   const char* unit() const override { return "img"; }
 
  private:
   nn::Vit vit_;
+  std::string attention_;  // its kind
 };
 
 }  // namespace
@@ -171,20 +192,24 @@ config::Choice model_choice() {
                         "gpt");
 }
 
-std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data) {
+std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data,
+                                  const nn::MixerFactory& mixer) {
+  const std::string given = "given by the program";
   if (auto* gpt = dynamic_cast<GptModelOptions*>(&experiment.model.options())) {
     FOVEA_CHECK(data.is_tokens, "model: kind \"gpt\" learns from tokens, but data kind \"",
                 experiment.data.kind(), "\" gives images");
     FOVEA_CHECK(data.context <= gpt->context, "model: context ", gpt->context,
                 " is shorter than the data's sequences of ", data.context, " tokens");
-    return std::make_unique<LanguageModel>(*gpt, data.vocab_size, mixer_factory(gpt->attention),
-                                           gpt->attention.kind());
+    return std::make_unique<LanguageModel>(*gpt, data.vocab_size,
+                                           mixer ? mixer : mixer_factory(gpt->attention),
+                                           mixer ? given : gpt->attention.kind());
   }
   auto* vit = dynamic_cast<VitModelOptions*>(&experiment.model.options());
   FOVEA_CHECK(vit != nullptr, "model: unknown kind \"", experiment.model.kind(), '"');
   FOVEA_CHECK(!data.is_tokens, "model: kind \"vit\" learns from images, but data kind \"",
               experiment.data.kind(), "\" gives tokens");
-  return std::make_unique<ImageModel>(*vit, data, mixer_factory(vit->attention));
+  return std::make_unique<ImageModel>(*vit, data, mixer ? mixer : mixer_factory(vit->attention),
+                                      mixer ? given : vit->attention.kind());
 }
 
 }  // namespace fovea::train

@@ -4,8 +4,10 @@
 // Gpt and Vit are wrapped here; a new kind of model is one more class and one line in make_model.
 
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "attention/mask.h"
 #include "data/source.h"
 #include "nn/gpt.h"
 #include "nn/vit.h"
@@ -30,13 +32,19 @@ class Model {
   virtual void set_compute(Dtype compute) = 0;
   // Mean loss over the scored positions of `batch`, a scalar; where tokens are taken in blocks
   // (nn/token_blocks.h) one of each block, in order.
-  // part: the batch holds this part of its sequences.
+  // part: the batch holds this part of its sequences, or images of which this part is computed.
   virtual Variables losses(const data::Batch& batch, const TrainOptions& options,
                            const nn::SequencePart* part) = 0;
-  // Without gradient, in evaluation mode: no smoothing, no dropout.
+  // Without gradient, in evaluation mode: no smoothing, no dropout. Images count where their first
+  // token is.
   virtual EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) = 0;
+  // Tokens of the sequence that a sample is: `context` of them, or an image's.
+  virtual int64_t tokens(int64_t context) const = 0;
   // Why the model does not take such a part; empty: it does.
   virtual std::string refuses(const nn::SequencePart& part) const = 0;
+  // What the tokens of whole samples see; absent: the model does not say. documents as in Batch.
+  virtual std::optional<attention::Mask> mask(int64_t batch, int64_t tokens,
+                                              const Tensor& documents) const = 0;
   // Forward and backward (twice the forward) of `samples` samples.
   virtual double step_flops(int64_t samples) const = 0;
   // Tokens (GPT) or images (ViT) in one sample; and what the progress bar calls them.
@@ -50,7 +58,8 @@ class Model {
 int64_t scored_positions(const data::Batch& batch);
 
 // The model of an experiment, with parameters initialised from the seed. Throws when data and model
-// do not fit.
-std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data);
+// do not fit. mixer: instead of the attention that the experiment names; or empty.
+std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data,
+                                  const nn::MixerFactory& mixer = {});
 
 }  // namespace fovea::train

@@ -62,10 +62,21 @@ void MeshOptions::describe(config::Fields& f) {
   f.add("ring", ring, "ranks that share a sequence by its tokens", config::from_to(1, kMost));
   f.add("ulysses", ulysses, "ranks that share a sequence by its heads", config::from_to(1, kMost));
   f.add("order", order, "which tokens of a sequence the ranks of a ring have",
-        config::one_of({"zigzag", "contiguous", "striped"}));
+        config::one_of({"zigzag", "contiguous", "striped", "dispatched"}));
+  f.add("chunk", chunk,
+        "of order dispatched: given out at once, by the model's mask; 0: four chunks a rank",
+        config::from_to(0, 1 << 24), "tokens");
   f.add("strategy", strategy,
         "how ranks of a ring see each other's keys: passed on, or all at once",
         config::one_of({"ring", "gather"}));
+  f.add("window", window,
+        "of strategy ring: ranks of an inner ring, between which keys are passed on less often; "
+        "0: one ring of all",
+        config::from_to(0, kMost));
+  f.add("heads_per_gather", heads_per_gather, "of strategy gather: key heads gathered at once",
+        config::from_to(1, kMost));
+  f.add("state", state, "how ranks of a ring hand states on, of layers that have one",
+        config::one_of({"gather", "chain", "pipeline"}));
   f.add("block", block,
         "work in blocks of so many tokens, which gives the same bits on any mesh; 0: off",
         config::from_to(0, 1 << 24), "tokens");

@@ -23,22 +23,31 @@ inline void load(Experiment& e, const Flags& overrides) {
   if (overrides.empty() || overrides[0].key != "data.kind")
     flags = {{"data.kind", "recall"}, {"data.context", "24"}, {"data.vocab_size", "17"},
              {"data.pairs", "3"},     {"data.queries", "4"},  {"data.val_samples", "11"}};
-  const Flags rest{{"model.kind", "gpt"},
-                   {"model.layers", "2"},
-                   {"model.dim", "16"},
-                   {"model.context", "24"},
-                   {"model.dropout", "0.1"},
-                   {"model.attention.kind", "softmax_attention"},
-                   {"model.attention.heads", "2"},
-                   {"model.attention.dropout", "0.1"},
-                   {"schedule.warmup", "3"},
-                   {"optimizer.lr", "3e-3"},
-                   {"train.batch", "12"},
-                   {"train.micro_batch", "2"},
-                   {"train.steps", "20"},
-                   {"train.clip", "0.5"},
-                   {"train.ema", "0.9"},
-                   {"mesh.bucket_bytes", "4096"}};
+  Flags rest{{"model.kind", "gpt"},
+             {"model.layers", "2"},
+             {"model.dim", "16"},
+             {"model.context", "24"},
+             {"model.dropout", "0.1"},
+             {"model.attention.kind", "softmax_attention"},
+             {"model.attention.heads", "2"},
+             {"model.attention.dropout", "0.1"},
+             {"schedule.warmup", "3"},
+             {"optimizer.lr", "3e-3"},
+             {"train.batch", "12"},
+             {"train.micro_batch", "2"},
+             {"train.steps", "20"},
+             {"train.clip", "0.5"},
+             {"train.ema", "0.9"},
+             {"mesh.bucket_bytes", "4096"}};
+  const auto says = [](const char* key) {
+    return [key](const config::Flag& flag) { return flag.key.starts_with(key); };
+  };
+  if (std::any_of(overrides.begin(), overrides.end(), says("model.attention.kind")))
+    std::erase_if(rest, says("model.attention."));
+  if (std::any_of(overrides.begin(), overrides.end(), says("model.kind"))) {
+    std::erase_if(rest, says("model.kind"));
+    std::erase_if(rest, says("model.context"));
+  }
   flags.insert(flags.end(), rest.begin(), rest.end());
   flags.insert(flags.end(), overrides.begin(), overrides.end());
   config::load_text(e, "", "test", flags);
@@ -53,16 +62,16 @@ struct Trained {
 };
 
 // Steps up to `until`, from a checkpoint or from the start, as rank 0 sees it.
-inline Trained train(int ranks, const Flags& overrides, int64_t until = 20,
-                     const Checkpoint* from = nullptr) {
+inline Trained train(int ranks, const std::function<void(Experiment&)>& configure, int64_t until,
+                     const Checkpoint* from = nullptr, const nn::MixerFactory& mixer = {}) {
   const ThreadShare share(1);  // of the one rank
   Trained result;
   std::mutex mutex;
   std::vector<Checkpoint::Part> parts;
   run_ranks(ranks, [&](const Communicator& job) {
     Experiment e;
-    load(e, overrides);
-    Trainer trainer(e, job);
+    configure(e);
+    Trainer trainer(e, job, mixer);
     if (from != nullptr) trainer.load(*from);
     Trained mine;
     while (trainer.completed_steps() < until) {
@@ -85,6 +94,12 @@ inline Trained train(int ranks, const Flags& overrides, int64_t until = 20,
     result.state.emplace_back(name, result.checkpoint.tensor(name).to_vector<float>());
   std::sort(result.state.begin(), result.state.end());
   return result;
+}
+
+inline Trained train(int ranks, const Flags& overrides, int64_t until = 20,
+                     const Checkpoint* from = nullptr, const nn::MixerFactory& mixer = {}) {
+  return train(
+      ranks, [&](Experiment& e) { load(e, overrides); }, until, from, mixer);
 }
 
 inline void expect_near(const std::vector<double>& found, const std::vector<double>& expected,

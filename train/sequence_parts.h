@@ -20,25 +20,34 @@ class SequenceParts {
   SequenceParts(const distributed::Mesh& mesh, const MeshOptions& options)
       : mesh_(mesh), options_(options) {}
 
-  // Throws in one line where samples of `tokens` (0: no sequences) or the model cannot be cut, or
+  // Throws in one line where samples of `context` tokens (any: images) or the model cannot be cut, or
   // not into blocks. Collective.
-  void check(const Experiment& experiment, const Model& model, int64_t tokens);
+  void check(const Experiment& experiment, const Model& model, int64_t context);
 
-  // A batch of whole samples as this rank trains on it. Targets tell of the next token: they are
-  // cut as the inputs are. Collective where samples have a length that is new.
+  // A batch of whole samples as this rank trains on it; images and documents stay whole. Targets
+  // tell of the next token: they are cut as the inputs are. Collective where a layout is new: that
+  // of a length, and, dispatched, of a batch's documents. The part lives until the next cut.
   struct Cut {
     data::Batch batch;
     const nn::SequencePart* part;  // null: samples are whole, and not in blocks
   };
-  Cut cut(const data::Batch& whole);
+  Cut cut(const data::Batch& whole, const Model& model);
 
  private:
+  const distributed::ContextPart& part_of(const data::Batch& whole, const Model& model);
+  std::unique_ptr<distributed::ContextPart> make_part(int64_t batch, int64_t tokens,
+                                                      const Tensor& documents,
+                                                      const Model& model) const;
+  bool dispatched() const { return options_.order == "dispatched"; }
+  int64_t chunk(int64_t tokens) const;
+  void check_keys() const;
   void check_blocks(const Experiment& experiment, int64_t tokens) const;
-  const distributed::ContextPart& part_of(int64_t tokens);
+  std::string refuses_chunks(int64_t tokens) const;
 
   const distributed::Mesh& mesh_;
   const MeshOptions& options_;
   std::map<int64_t, std::unique_ptr<distributed::ContextPart>> parts_;  // by tokens of a sample
+  std::unique_ptr<distributed::ContextPart> of_documents_;              // of the last batch
 };
 
 }  // namespace fovea::train

@@ -3,6 +3,7 @@
 // rounding, whatever the mesh, the order and the strategy.
 #include <unistd.h>
 
+#include "attention/over_parts_cases.h"
 #include "core/io/hdf5.h"
 #include "core/testing/devices.h"
 #include "train/ranks_test_util.h"
@@ -15,6 +16,7 @@ struct Case {
   Flags mesh;
   Flags more = {};  // of the one rank too
   int64_t steps = 10;
+  nn::MixerFactory mixer = {};
 };
 
 Flags joined(Flags a, const Flags& b) {
@@ -27,11 +29,10 @@ int ranks_of(const Flags& mesh) {
   return static_cast<int>(e.mesh.ranks());
 }
 
-void expect_as_one_rank(const Case& c) {
+void expect_as(const Trained& one, const Case& c) {
   const testing::Message where = testing::Message() << c.what;
   SCOPED_TRACE(where);
-  const Trained one = train(1, c.more, c.steps),
-                many = train(ranks_of(c.mesh), joined(c.more, c.mesh), c.steps);
+  const Trained many = train(ranks_of(c.mesh), joined(c.more, c.mesh), c.steps, nullptr, c.mixer);
   expect_near(many.losses, one.losses, kRounding);
   expect_near(many.norms, one.norms, kRounding);
   EXPECT_NEAR(many.held_out, one.held_out, kRounding);
@@ -45,6 +46,10 @@ void expect_as_one_rank(const Case& c) {
   }
 }
 
+void expect_as_one_rank(const Case& c) {
+  expect_as(train(1, c.more, c.steps, nullptr, c.mixer), c);
+}
+
 // Dropout of activations and probabilities, clipping, averages and micro-batches are on.
 TEST(SequenceParts, EveryMeshTrainsAsOneRankDoes) {
   const Flags ring2{{"mesh.ring", "2"}}, ring4{{"mesh.ring", "4"}}, ulysses2{{"mesh.ulysses", "2"}},
@@ -56,10 +61,85 @@ TEST(SequenceParts, EveryMeshTrainsAsOneRankDoes) {
 }
 
 TEST(SequenceParts, EveryOrderAndStrategyTrainsAlike) {
-  for (const char* order : {"contiguous", "striped", "zigzag"})
+  for (const char* order : {"contiguous", "striped", "zigzag", "dispatched"})
     for (const char* strategy : {"ring", "gather"})
       expect_as_one_rank(
           {order, {{"mesh.ring", "2"}, {"mesh.order", order}, {"mesh.strategy", strategy}}, {}, 5});
+  expect_as_one_rank(
+      {"double ring", {{"mesh.ring", "4"}, {"mesh.window", "2"}, {"train.zero", "1"}}, {}, 5});
+  expect_as_one_rank({"chunks of 1, two heads at once",
+                      {{"mesh.ring", "3"},
+                       {"mesh.order", "dispatched"},
+                       {"mesh.chunk", "1"},
+                       {"mesh.strategy", "gather"},
+                       {"mesh.heads_per_gather", "2"}},
+                      {},
+                      5});
+}
+
+// Documents of 5 to 12 tokens and up to 11 of padding a sequence, of which a rank may have all.
+Flags packed(const char* mask) {
+  return {{"data.kind", "packed"},
+          {"data.context", "31"},
+          {"data.shortest", "5"},
+          {"data.of.kind", "recall"},
+          {"data.of.context", "12"},
+          {"data.of.vocab_size", "17"},
+          {"data.of.pairs", "2"},
+          {"data.of.queries", "5"},
+          {"data.of.val_samples", "33"},
+          {"model.context", "31"},
+          {"model.attention.kind", "long_context"},
+          {"model.attention.mask", mask},
+          {"model.attention.global_tokens", "2"},
+          {"model.attention.block", "3"},
+          {"model.attention.heads", "2"}};
+}
+
+TEST(SequenceParts, PackedDocumentsTrainAsOnOneRank) {
+  const Flags ring{{"mesh.ring", "4"}}, usp{{"mesh.ring", "2"}, {"mesh.ulysses", "2"}},
+      gather{{"mesh.ring", "2"}, {"mesh.order", "dispatched"}, {"mesh.strategy", "gather"}},
+      data{{"mesh.data", "2"}, {"mesh.ring", "2"}, {"train.zero", "1"}};
+  const std::vector<std::pair<const char*, std::vector<Flags>>> cases{
+      {"causal", {ring, data}},
+      {"causal_document", {usp, gather, data}},
+      {"block_causal_document", {usp, gather}},
+      {"share_question", {ring}},
+      {"causal_blockwise", {gather}},
+      {"global_sliding_window", {usp}}};
+  for (const auto& [mask, meshes] : cases) {
+    Flags flags = packed(mask);
+    if (std::string(mask) == "global_sliding_window")
+      flags.push_back({"model.attention.window", "[6, 0]"});
+    for (const Flags& mesh : meshes) expect_as_one_rank({mask, mesh, flags, 4});
+  }
+  // Without documents these two would be one mask.
+  EXPECT_NE(train(1, packed("share_question"), 1).losses,
+            train(1, packed("causal_document"), 1).losses);
+}
+
+// A system of any family needs nothing but the engines' calls with the part.
+TEST(SequenceParts, EveryEngineTrainsAsOnOneRank) {
+  const Flags ordered{{"mesh.order", "contiguous"}};
+  const auto mesh = [&](const Flags& flags) { return joined(ordered, flags); };
+  const Flags ring2 = mesh({{"mesh.ring", "2"}}), ring3 = mesh({{"mesh.ring", "3"}}),
+              ring4 = mesh({{"mesh.ring", "4"}, {"mesh.state", "pipeline"}}),
+              usp = mesh({{"mesh.ring", "2"}, {"mesh.ulysses", "2"}, {"mesh.state", "chain"}}),
+              data = mesh({{"mesh.data", "2"}, {"mesh.ring", "2"}, {"train.zero", "1"}}),
+              ulysses2{{"mesh.ulysses", "2"}};
+  Flags flags = packed("causal");
+  std::erase_if(flags, [](const config::Flag& f) { return f.key.starts_with("model.attention."); });
+  flags.push_back({"train.micro_batch", "6"});
+  for (const auto& [name, mixer] : attention::part_mixers(4)) {
+    const Trained one = train(1, flags, 10, nullptr, mixer);
+    std::vector<Flags> ways(1, ulysses2);
+    if (name == "linear, decay a token" || name == "linear, decay a head") {
+      ways = {ring3, usp};
+    } else if (name != "sigmoid by heads") {
+      ways = {ring2, ring3, ring4, ulysses2, usp, data};
+    }
+    for (const Flags& way : ways) expect_as(one, {name.c_str(), way, flags, 10, mixer});
+  }
 }
 
 TEST(SequenceParts, LengthsNeedNotDivide) {
@@ -154,6 +234,13 @@ TEST_P(SequencePartsOn, TrainAsOneRankDoes) {
 }
 FOVEA_ON_DEVICES(SequencePartsOn);
 
+// One that says nothing of parts.
+class Silent final : public attention::PartMixer {
+ public:
+  explicit Silent(int64_t channels) : PartMixer(channels, 1, channels) {}
+  Variable forward(const Variable& x, const nn::MixerContext&) override { return x; }
+};
+
 TEST(SequenceParts, WhatCannotBeCutIsRefusedInOneLine) {
   const auto expect = [](int ranks, const Flags& flags, const std::string& part,
                          bool small = true) {
@@ -176,31 +263,70 @@ TEST(SequenceParts, WhatCannotBeCutIsRefusedInOneLine) {
          "not divide; mesh.data");
   expect(4, {{"mesh.ring", "4"}, {"data.context", "3"}, {"data.pairs", "1"}, {"data.queries", "1"}},
          "a sequence of 3 tokens leaves some of 4 ranks without one");
-  expect(2,
-         {{"data.kind", "copy"},
-          {"model.kind", "gpt"},
-          {"model.attention.kind", "long_context"},
-          {"mesh.ring", "2"}},
-         "attention long_context takes whole sequences only, softmax_attention parts of them",
-         false);
+  expect(4, {{"mesh.ring", "4"}, {"mesh.window", "3"}},
+         "mesh.window = 3 does not divide mesh.ring = 4; 0 is one ring of all");
+  expect(1, {{"mesh.window", "2"}}, "mesh.window = 2 does not divide mesh.ring = 1");
+  expect(4, {{"mesh.ring", "4"}, {"mesh.window", "2"}, {"mesh.strategy", "gather"}},
+         "mesh.window = 2 is of mesh.strategy = ring, found gather");
+  expect(2, {{"mesh.ring", "2"}, {"mesh.heads_per_gather", "2"}},
+         "mesh.heads_per_gather = 2 is of mesh.strategy = gather, found ring");
+  expect(2, {{"mesh.ring", "2"}, {"mesh.chunk", "2"}},
+         "mesh.chunk = 2 is of mesh.order = dispatched, found zigzag");
+  expect(2, {{"mesh.ring", "2"}, {"mesh.order", "dispatched"}, {"mesh.chunk", "2"}},
+         "mesh: ring 2 x ulysses 1: mesh.chunk = 2 gives a rank 6 chunks, which a ring attends in "
+         "36 calls a step; take mesh.strategy = gather, or a chunk of 3");
+  expect(4, {{"mesh.ring", "4"}, {"mesh.order", "dispatched"}, {"mesh.chunk", "9"}},
+         "mesh.chunk = 9 makes 3 chunks of 24 tokens for 4 ranks of a ring");
+  expect(4,
+         {{"mesh.ring", "2"},
+          {"mesh.ulysses", "2"},
+          {"mesh.order", "dispatched"},
+          {"mesh.chunk", "23"}},
+         "mesh.chunk = 23 leaves a chunk of 1 tokens for 2 ranks of ulysses");
+  const std::string error = error_of([] {
+    train(2, {{"mesh.ring", "2"}}, 1, nullptr,
+          [](int64_t channels, int64_t, int64_t) { return std::make_unique<Silent>(channels); });
+  });
+  EXPECT_NE(error.find("mesh: ring 2 x ulysses 1: attention given by the program takes whole "
+                       "sequences only; parts of them: long_context, softmax_attention; mesh.data"),
+            std::string::npos)
+      << error;
+}
+
+// Images of 4 x 3 patches; class token or mean.
+TEST(SequenceParts, ImagesTrainAsOnOneRank) {
   const std::filesystem::path path =
       std::filesystem::temp_directory_path() / ("fovea_images." + std::to_string(getpid()) + ".h5");
+  constexpr int64_t kImages = 24;
   Hdf5Writer file;
   for (const std::string split : {"train", "val"}) {
-    file.write(split + "/images", Tensor::full({4, 1, 4, 4}, 0.5));
-    file.write(split + "/labels", Tensor::zeros({4}, Dtype::i64));
+    const Tensor pixels = Tensor::empty({kImages, 2, 8, 6});
+    fill_uniform(pixels, RngKey(1, "test", split));
+    std::vector<int64_t> labels;
+    for (int64_t i = 0; i < kImages; ++i) labels.push_back(i * i % 3);
+    file.write(split + "/images", pixels);
+    file.write(split + "/labels", Tensor::from(labels, {kImages}));
   }
   file.save(path);
-  expect(2,
-         {{"data.kind", "hdf5"},
-          {"data.path", path.string()},
-          {"model.kind", "vit"},
-          {"model.patch", "2"},
-          {"model.attention.kind", "softmax_attention"},
-          {"mesh.ring", "2"}},
-         "model vit takes whole samples only, gpt with softmax_attention parts of sequences; "
-         "mesh.data cuts batches of any model",
-         false);
+  for (const char* pool : {"class", "mean"}) {
+    const Flags flags{
+        {"data.kind", "hdf5"}, {"data.path", path.string()},
+        {"model.kind", "vit"}, {"model.patch", "2"},
+        {"model.pool", pool},  {"model.positions", pool[0] == 'c' ? "learned" : "sinusoidal"}};
+    const Trained one = train(1, flags, 10);
+    for (const Flags& mesh :
+         {Flags{{"mesh.ring", "2"}}, Flags{{"mesh.ring", "3"}, {"mesh.order", "striped"}},
+          Flags{{"mesh.ring", "2"}, {"mesh.ulysses", "2"}, {"mesh.strategy", "gather"}},
+          Flags{{"mesh.data", "2"}, {"mesh.ring", "2"}, {"train.zero", "1"}}})
+      expect_as(one, {pool, mesh, flags, 10});
+  }
+  // A rank with the class token alone.
+  Flags small{{"data.kind", "hdf5"},
+              {"data.path", path.string()},
+              {"model.kind", "vit"},
+              {"model.patch", "2"},
+              {"model.pool", "class"}};
+  expect_as_one_rank({"13 ranks", {{"mesh.ring", "13"}, {"mesh.order", "contiguous"}}, small, 2});
   std::filesystem::remove(path);
 }
 

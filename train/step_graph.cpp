@@ -32,6 +32,8 @@ StepGraph::StepGraph(Use use, Device device, std::vector<nn::NamedParameter> par
 }
 
 StepWork StepGraph::run(const data::Batch& batch) {
+  if (use_ != Use::off && batch.documents.defined())
+    give_up("masks of documents are each batch's own");
   if (use_ == Use::off || (!graph_ && ++runs_ <= kWarmUps)) return queue_(batch);
   batch_ = batch;
   if (!graph_) {

@@ -23,7 +23,7 @@ namespace {
 // Rows [begin, end) of every tensor of a batch.
 data::Batch slice(const data::Batch& batch, int64_t begin, int64_t end) {
   const auto cut = [&](const Tensor& t) { return t.defined() ? t.slice(0, begin, end) : t; };
-  return {cut(batch.inputs), cut(batch.targets), cut(batch.soft_targets)};
+  return {cut(batch.inputs), cut(batch.targets), cut(batch.soft_targets), cut(batch.documents)};
 }
 
 // What models compute with. Ids and labels stay: they are checked and counted on the host, and a
@@ -31,7 +31,7 @@ data::Batch slice(const data::Batch& batch, int64_t begin, int64_t end) {
 data::Batch moved(const data::Batch& batch, Device device) {
   const bool values = is_floating(batch.inputs.dtype());
   return {values ? batch.inputs.to(device) : batch.inputs, batch.targets,
-          batch.soft_targets.to(device)};
+          batch.soft_targets.to(device), batch.documents};
 }
 
 // Of this build, and there: a card that does not answer is an error before anything is made.
@@ -111,7 +111,8 @@ std::string exact(double value) {
 
 }  // namespace
 
-Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks)
+Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks,
+                 const nn::MixerFactory& mixer)
     : experiment_(experiment),
       mesh_(mesh_of(experiment, ranks)),
       parts_(mesh_, experiment.mesh),
@@ -138,10 +139,9 @@ Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks)
   loader.ranks = mesh_.sizes().data;
   first_sample_ = loader.begin(loader.rank);
   loader_ = std::make_unique<data::Loader>(*train_source_, loader);
-  model_ = make_model(experiment, data());
-  parts_.check(experiment, *model_, data().is_tokens ? data().context : 0);
-  if (experiment.mesh.block > 0)
-    parts_.check(experiment, *model_, val_source_->description().context);
+  model_ = make_model(experiment, data(), mixer);
+  for (const data::Source* source : {train_source_.get(), val_source_.get()})
+    parts_.check(experiment, *model_, source->description().context);
   model_->initialise(seed);
   model_->set_compute(train.compute());
   model_->module().to(device_);
@@ -184,7 +184,7 @@ Trainer::StepResult Trainer::step() { return step(loader_->next()); }
 Trainer::StepResult Trainer::step(const data::Batch& whole) {
   const TrainOptions& train = experiment_.train;
   const nn::TokenBlocks blocks(experiment_.mesh.block);
-  const SequenceParts::Cut cut = parts_.cut(whole);
+  const SequenceParts::Cut cut = parts_.cut(whole, *model_);
   const data::Batch& batch = cut.batch;
   const int64_t samples = batch.inputs.dim(0);
   const double scored = agree_on_step(batch);
@@ -394,7 +394,7 @@ EvalSums Trainer::evaluate(int64_t samples) {
       std::vector<data::Sample> part;
       for (int64_t i = begin; i < std::min(count, begin + batch); ++i)
         part.push_back({i, 0, static_cast<uint64_t>(i)});
-      const SequenceParts::Cut cut = parts_.cut(val_source_->make(part, 0));
+      const SequenceParts::Cut cut = parts_.cut(val_source_->make(part, 0), *model_);
       own += model_->evaluate(moved(cut.batch, device_), cut.part);
     }
     return own;

@@ -43,8 +43,10 @@ struct Outcome {
 class Trainer {
  public:
   // Builds data, model and optimizer; touches no file of the run folder. The experiment outlives
-  // the trainer. Refuses ranks that differ in version or config.
-  explicit Trainer(Experiment& experiment, const distributed::Communicator& ranks = {});
+  // the trainer. Refuses ranks that differ in version or config. mixer: instead of the attention
+  // that the experiment names; or empty.
+  explicit Trainer(Experiment& experiment, const distributed::Communicator& ranks = {},
+                   const nn::MixerFactory& mixer = {});
 
   // The state: with train.zero = 1 this rank's part of what the optimizer and the averages have, of
   // which all ranks' make the whole, on any number of ranks. Throws unless the ranks hold the same

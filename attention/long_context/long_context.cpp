@@ -70,24 +70,44 @@ LongContext::LongContext(const LongContextOptions& options, int64_t channels, in
   declare("out", out_);
 }
 
-Variable LongContext::forward(const Variable& x, const nn::MixerContext& context) {
-  FOVEA_CHECK(x.value().rank() == 3, "long_context: expected x [B, N, C], found ", x.shape());
-  const int64_t B = x.dim(0), N = x.dim(1);
+Mask LongContext::mask_of(int64_t B, int64_t N, const nn::MixerContext& context) const {
   FOVEA_CHECK(!context.causal || !options_.mask.kind.starts_with("prefix_lm"),
               "long_context: mask ", options_.mask.kind,
               " lets tokens see later ones, in a model that predicts them");
-  const Tensor documents = context.documents.defined()
-                               ? context.documents
-                               : Tensor::zeros({B, N}, Dtype::i32, x.value().device());
-  Mask seen = options_.mask.mask(N, documents).to(x.value().device());
+  const Tensor documents =
+      context.documents.defined() ? context.documents : Tensor::zeros({B, N}, Dtype::i32);
+  Mask seen = options_.mask.mask(N, documents);
   if (!options_.mask.of_documents() && context.documents.defined())
     seen.documents(documents, documents);
   if (context.causal) seen.causal();
+  return seen;
+}
+
+Variable LongContext::forward(const Variable& x, const nn::MixerContext& context) {
+  FOVEA_CHECK(x.value().rank() == 3, "long_context: expected x [B, N, C], found ", x.shape());
+  const int64_t B = x.dim(0), n = x.dim(1);
+  const Mask seen = mask_of(B, context.part != nullptr ? context.part->whole() : n, context)
+                        .to(x.value().device());
   ScoreOptions score;
   score.rope = parse_rope(options_.rope);
   score.rope_base = options_.rope_base;
-  return out_.forward(softmax_attention_packed(qkv_.forward(x), heads_, kv_heads_, Variable(),
-                                               Tensor(), seen, score));
+  const Variable qkv = qkv_.forward(x);
+  if (context.part == nullptr)
+    return out_.forward(
+        softmax_attention_packed(qkv, heads_, kv_heads_, Variable(), Tensor(), seen, score));
+  const auto heads = [&](int64_t first, int64_t count) {
+    return transpose(reshape(slice(qkv, 2, first * head_dim_, (first + count) * head_dim_),
+                             {B, n, count, head_dim_}),
+                     1, 2);
+  };
+  const Variable mixed =
+      attend(context.part, softmax_rule(), heads(0, heads_), heads(heads_, kv_heads_),
+             heads(heads_ + kv_heads_, kv_heads_), Variable(), Tensor(), seen, score);
+  return out_.forward(reshape(transpose(mixed, 1, 2), {B, n, heads_ * head_dim_}));
+}
+
+std::string LongContext::refuses(const nn::SequencePart& part) const {
+  return refusal(part, {Sees::scores}, heads_, kv_heads_);
 }
 
 double LongContext::forward_flops(int64_t batch, int64_t tokens) const {
@@ -107,6 +127,7 @@ System register_long_context() {
   system.title = "softmax attention under the masks of the long-context benchmark";
   system.paper = "2510.17896";
   system.family = "score";
+  system.parts = true;
   system.options = [] { return std::make_unique<LongContextOptions>(); };
   system.make = [](const config::Options& options, int64_t channels, int64_t,
                    int64_t layers) -> std::unique_ptr<nn::Mixer> {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Softmax attention under every mask of the long-context benchmark (2510.17896): windows, global
-// tokens, prefixes, packed documents, slices and blocks (attention/mask_options.h). Over several
-// ranks it is distributed/context_attention.h's. A query that sees nothing gives 0.
+// tokens, prefixes, packed documents, slices and blocks (attention/mask_options.h). A query that
+// sees nothing gives 0.
 
 #include "attention/mask_options.h"
+#include "attention/over_parts.h"
 #include "attention/registry.h"
 #include "attention/score/softmax.h"
 #include "nn/linear.h"
@@ -25,10 +26,12 @@ struct LongContextOptions : config::Options {
 // the batch's (MixerContext), which no mask joins that does not say so; without them a sequence is
 // one. Where the model is causal no query sees a later key, whatever the mask; one of prefixes is
 // refused.
-class LongContext final : public nn::Mixer {
+class LongContext final : public nn::Mixer, public SaysMask {
  public:
   LongContext(const LongContextOptions& options, int64_t channels, int64_t layers);
   Variable forward(const Variable& x, const nn::MixerContext& context) override;
+  std::string refuses(const nn::SequencePart& part) const override;
+  Mask mask_of(int64_t batch, int64_t tokens, const nn::MixerContext& context) const override;
   double forward_flops(int64_t batch, int64_t tokens) const override;
 
  private:

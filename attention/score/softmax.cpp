@@ -6,27 +6,29 @@
 namespace fovea::attention {
 namespace {
 
-class SoftmaxFn final : public Function {
+class ScoreFn final : public Function {
  public:
-  SoftmaxFn(Tensor slopes, Mask mask, const ScoreOptions& options)
-      : slopes_(std::move(slopes)), mask_(std::move(mask)), options_(options) {}
-  const char* name() const override { return "softmax_attention"; }
+  ScoreFn(const ScoreRule& rule, Tensor slopes, Mask mask, const ScoreOptions& options)
+      : rule_(rule), slopes_(std::move(slopes)), mask_(std::move(mask)), options_(options) {}
+  const char* name() const override { return "attention"; }
 
   Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sink,
                  const Tensor& bias) {
-    const ScoreResult result = softmax_forward({q, k, v, slopes_, sink, bias}, mask_, options_);
+    const ScoreResult result =
+        score_forward(rule_, {q, k, v, slopes_, sink, bias}, mask_, options_);
     save(q, k, v, sink, bias, result.out, result.lse);
     return result.out;
   }
   Tensors backward(const Tensors& dout) override {
     const auto [q, k, v, sink, bias, out, lse] = saved<7>();
     const ScoreGrads grads =
-        softmax_backward(dout[0], {out, lse}, {q, k, v, slopes_, sink, bias}, mask_, options_);
+        score_backward(rule_, dout[0], {out, lse}, {q, k, v, slopes_, sink, bias}, mask_, options_);
     return {grads.dq, grads.dk, grads.dv, sink.defined() ? grads.dsink.to(sink.dtype()) : Tensor(),
             bias.defined() ? grads.dbias.to(bias.dtype()) : Tensor()};
   }
 
  private:
+  const ScoreRule& rule_;
   Tensor slopes_;
   Mask mask_;
   ScoreOptions options_;
@@ -69,10 +71,10 @@ class PackedSoftmaxFn final : public Function {
 
 }  // namespace
 
-Variable softmax_attention(const Variable& q, const Variable& k, const Variable& v,
-                           const Variable& sink, const Tensor& slopes, const Mask& mask,
-                           const ScoreOptions& options, const Variable& bias) {
-  return record(make<SoftmaxFn>(slopes, mask, options), q, k, v, sink, bias);
+Variable score_attention(const ScoreRule& rule, const Variable& q, const Variable& k,
+                         const Variable& v, const Variable& sink, const Tensor& slopes,
+                         const Mask& mask, const ScoreOptions& options, const Variable& bias) {
+  return record(make<ScoreFn>(rule, slopes, mask, options), q, k, v, sink, bias);
 }
 
 Variable softmax_attention_packed(const Variable& qkv, int64_t heads, int64_t kv_heads,

@@ -3,7 +3,6 @@
 
 #include <cmath>
 
-#include "attention/over_parts.h"
 #include "autograd/ops.h"
 
 namespace fovea::attention {
@@ -183,7 +182,11 @@ ScoreOptions SoftmaxAttention::score_options() const {
   return score;
 }
 
-Mask SoftmaxAttention::mask(bool causal) const { return make_mask(causal, options_.window); }
+Mask SoftmaxAttention::mask_of(int64_t, int64_t, const nn::MixerContext& context) const {
+  Mask mask = make_mask(context.causal, options_.window);
+  if (context.documents.defined()) mask.documents(context.documents, context.documents);
+  return mask;
+}
 
 Variable SoftmaxAttention::normalised(const Variable& x,
                                       const std::unique_ptr<nn::Norm>& norm) const {
@@ -194,8 +197,7 @@ Variable SoftmaxAttention::normalised(const Variable& x,
 
 Variable SoftmaxAttention::forward(const Variable& x, const nn::MixerContext& context) {
   FOVEA_CHECK(x.value().rank() == 3, "softmax_attention: expected x [B, N, C], found ", x.shape());
-  Mask seen = mask(context.causal);
-  if (context.documents.defined()) seen.documents(context.documents, context.documents);
+  const Mask seen = mask_of(x.dim(0), x.dim(1), context);
   const Variable qkv = qkv_.forward(x);
   if (options_.qk_norm == "none" && context.part == nullptr)
     return out_.forward(
@@ -211,17 +213,12 @@ Variable SoftmaxAttention::forward(const Variable& x, const nn::MixerContext& co
   q = transpose(q, 1, 2), k = transpose(k, 1, 2);
   const Variable v = transpose(part(query + key, query + 2 * key, kv_heads_), 1, 2);
   const Variable mixed =
-      context.part != nullptr
-          ? dynamic_cast<const ScoresOverParts&>(*context.part)
-                .attend(softmax_rule(), q, k, v, sink_, slopes_, seen, score_options())
-          : softmax_attention(q, k, v, sink_, slopes_, seen, score_options());
+      attend(context.part, softmax_rule(), q, k, v, sink_, slopes_, seen, score_options());
   return out_.forward(reshape(transpose(mixed, 1, 2), {batch, tokens, query}));
 }
 
 std::string SoftmaxAttention::refuses(const nn::SequencePart& part) const {
-  const auto* scores = dynamic_cast<const ScoresOverParts*>(&part);
-  return scores != nullptr ? scores->refuses(heads_, kv_heads_)
-                           : "needs to be told how to attend over parts of a sequence";
+  return refusal(part, {Sees::scores}, heads_, kv_heads_);
 }
 
 std::unique_ptr<nn::MixerState> SoftmaxAttention::make_state(int64_t batch, int64_t max_tokens) {
@@ -239,8 +236,9 @@ Tensor SoftmaxAttention::decode(const Tensor& x, nn::MixerState& state) {
   }
   const auto [keys, values] = dynamic_cast<KeyValueState&>(state).append(k, v);
   ScoreOptions score = score_options();
-  const ScoreResult result = softmax_forward(
-      {q, keys, values, slopes_, sink_.defined() ? sink_.value() : Tensor()}, mask(true), score);
+  const ScoreResult result =
+      softmax_forward({q, keys, values, slopes_, sink_.defined() ? sink_.value() : Tensor()},
+                      make_mask(true, options_.window), score);
   return out_
       .forward(Variable(result.out.transpose(1, 2).view({x.dim(0), x.dim(1), heads_ * head_dim_})))
       .value();
@@ -261,6 +259,7 @@ System register_softmax_attention() {
   system.title = "scaled dot-product softmax attention, in tiles";
   system.paper = "1706.03762, 2205.14135";
   system.family = "score";
+  system.parts = true;
   system.options = [] { return std::make_unique<SoftmaxAttentionOptions>(); };
   system.make = [](const config::Options& options, int64_t channels, int64_t layer,
                    int64_t layers) -> std::unique_ptr<nn::Mixer> {

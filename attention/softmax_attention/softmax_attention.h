@@ -5,6 +5,7 @@
 // soft-capped scores (2408.00118 section 2), attention sinks, normalised queries and keys
 // (2302.05442).
 
+#include "attention/over_parts.h"
 #include "attention/registry.h"
 #include "attention/score/softmax.h"
 #include "nn/linear.h"
@@ -33,15 +34,15 @@ struct SoftmaxAttentionOptions : config::Options {
 
 // Parameters: qkv.weight [(H + 2 Hkv) D, C], qkv.bias, out.weight [C, H D], out.bias; sink [H],
 // q_norm.weight and k_norm.weight [D] when asked for.
-class SoftmaxAttention final : public nn::Mixer {
+class SoftmaxAttention final : public nn::Mixer, public SaysMask {
  public:
   // Throws when heads do not divide the channels or kv_heads the heads.
   SoftmaxAttention(const SoftmaxAttentionOptions& options, int64_t channels, int64_t layer,
                    int64_t layers);
 
-  // A part of a sequence must be one of ScoresOverParts.
   Variable forward(const Variable& x, const nn::MixerContext& context) override;
   std::string refuses(const nn::SequencePart& part) const override;
+  Mask mask_of(int64_t batch, int64_t tokens, const nn::MixerContext& context) const override;
   // Keys and values of the tokens so far [B, Hkv, M, D] in the activations' dtype; with a window
   // only what it reaches.
   std::unique_ptr<nn::MixerState> make_state(int64_t batch, int64_t max_tokens) override;
@@ -50,7 +51,6 @@ class SoftmaxAttention final : public nn::Mixer {
 
  private:
   ScoreOptions score_options() const;
-  Mask mask(bool causal) const;
   // Queries and keys normalised head by head: [B, N, H, D] -> the same.
   Variable normalised(const Variable& x, const std::unique_ptr<nn::Norm>& norm) const;
 

@@ -17,6 +17,9 @@ void TokensOptions::describe(config::Fields& f) {
   f.add("vocab_size", vocab_size,
         "ids are below this; 0: what tokenizer.json or the file's header says",
         config::from_to(0, 1 << 24));
+  f.add("separator", separator,
+        "id that ends a document, as 50256 of GPT-2; -1: a sample is one document",
+        config::from_to(-1, 1 << 24));
 }
 
 // ---- files --------------------------------------------------------------------------------------
@@ -92,7 +95,8 @@ class TokensSource final : public Source {
   TokensSource(const TokensOptions& options, Split split)
       : file_(std::filesystem::path(options.path) /
               (split == Split::train ? "train.bin" : "val.bin")),
-        split_(split) {
+        split_(split),
+        separator_(options.separator) {
     const std::filesystem::path folder(options.path), vocabulary = folder / "tokenizer.json";
     description_.name = folder.filename().string();
     description_.context = options.context;
@@ -104,6 +108,8 @@ class TokensSource final : public Source {
     FOVEA_CHECK(description_.vocab_size > 0, "tokens ", options.path,
                 ": has neither tokenizer.json nor a header; set data.vocab_size");
     check_ids();
+    FOVEA_CHECK(separator_ < description_.vocab_size, "tokens ", options.path, ": separator ",
+                separator_, " is outside the vocabulary of ", description_.vocab_size);
     FOVEA_CHECK(file_.size() > options.context, "tokens ", file_.path().string(), ": ",
                 file_.size(), " tokens are too few for a context of ", options.context,
                 "; a sample needs ", options.context + 1);
@@ -118,9 +124,12 @@ class TokensSource final : public Source {
 
   Batch make(std::span<const Sample> samples, uint64_t seed) const override {
     const int64_t n = context();
-    const Batch batch{Tensor::empty({static_cast<int64_t>(samples.size()), n}, Dtype::i64),
-                      Tensor::empty({static_cast<int64_t>(samples.size()), n}, Dtype::i64),
-                      {}};
+    const Shape shape{static_cast<int64_t>(samples.size()), n};
+    const Batch batch{Tensor::empty(shape, Dtype::i64),
+                      Tensor::empty(shape, Dtype::i64),
+                      {},
+                      separator_ >= 0 ? Tensor::empty(shape, Dtype::i32) : Tensor()};
+    int32_t* documents = separator_ >= 0 ? batch.documents.data<int32_t>() : nullptr;
     int64_t* inputs = batch.inputs.data<int64_t>();
     int64_t* targets = batch.targets.data<int64_t>();
     const int64_t slack = std::min(n, file_.size() - size() * n);
@@ -131,9 +140,13 @@ class TokensSource final : public Source {
                                                   static_cast<uint64_t>(slack)))
               : 0;
       const int64_t start = sample.index * n + phase;
+      int32_t document = 0;
       for (int64_t t = 0; t < n; ++t) {
         *inputs++ = file_[start + t];
         *targets++ = file_[start + t + 1];
+        if (documents == nullptr) continue;
+        *documents++ = document;
+        document += file_[start + t] == separator_ ? 1 : 0;
       }
     }
     return batch;
@@ -153,6 +166,7 @@ class TokensSource final : public Source {
 
   TokenFile file_;
   Split split_;
+  int64_t separator_;
 };
 
 }  // namespace

@@ -15,6 +15,7 @@ struct TokensOptions : config::Options {
   std::string path = "datasets/kjv";
   int64_t context = 256;
   int64_t vocab_size = 0;
+  int64_t separator = -1;  // an id that ends a document; -1: none, a sample is one document
   void describe(config::Fields& f) override;
 };
 
@@ -44,7 +45,8 @@ class TokenFile {
 // Writes raw uint16 ids, or, when one does not fit, uint32 ids after a header (magic 20240801).
 void write_token_file(const std::filesystem::path& path, std::span<const int64_t> ids);
 
-// A sample is `context` consecutive tokens and, as targets, the ones after each. An epoch tiles the
+// A sample is `context` consecutive tokens and, as targets, the ones after each (also after a
+// document's last). An epoch tiles the
 // file from an offset that changes with the epoch; the val split starts at 0.
 std::unique_ptr<Source> make_tokens(const TokensOptions& options, Split split);
 
