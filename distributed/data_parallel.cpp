@@ -23,9 +23,9 @@ std::string description(const std::vector<nn::NamedParameter>& parameters) {
 
 }  // namespace
 
-DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
-                           const DataParallelOptions& options)
-    : comm_(comm), parameters_(std::move(parameters)), options_(options) {
+DataParallel::DataParallel(const Communicator& tensors, const Communicator& host,
+                           Parameters parameters, const DataParallelOptions& options)
+    : comm_(tensors), host_(host), parameters_(std::move(parameters)), options_(options) {
   FOVEA_CHECK(!parameters_.empty(), "data parallel: no parameters");
   for (const nn::NamedParameter& p : parameters_) {
     const Tensor& value = p.variable.value();
@@ -34,7 +34,7 @@ DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
                 "data parallel: ", p.name, " is ", value.dtype(), " on ", value.device(),
                 "; expected contiguous f32 on one device");
   }
-  check_agree(comm_, "parameters", hash_of(description(parameters_)));
+  check_agree(host_, "parameters", hash_of(description(parameters_)));
   make_buckets();
   if (options_.shard) make_pieces();
   if (!options_.overlap) return;
@@ -180,7 +180,7 @@ std::vector<double> DataParallel::sum(std::vector<double> numbers) {
   const size_t count = numbers.size();
   numbers.insert(numbers.end(), present_.begin(), present_.end());
   const Tensor all = Tensor::from(numbers, {static_cast<int64_t>(numbers.size())});
-  comm_.all_reduce(all).wait();
+  host_.all_reduce(all).wait();
   numbers = all.to_vector<double>();
   const auto absent = [&](size_t parameter) { return numbers[count + parameter] == 0.0; };
   if (options_.shard) {
@@ -208,7 +208,7 @@ void DataParallel::check_weights() const {
     const auto* bits = reinterpret_cast<const uint32_t*>(values.data<float>());
     for (int64_t i = 0; i < values.numel(); ++i) hash = mix64(hash ^ bits[i]);
   }
-  check_agree(comm_, "weights", hash);
+  check_agree(host_, "weights", hash);
 }
 
 // ---- state --------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ DataParallel::NamedTensors DataParallel::whole(const NamedTensors& state) const 
         flat.slice(0, at, at + piece.n).copy_(values.view({piece.n}));
         at += piece.n;
       }
-      if (r != 0) comm_.rank() == 0 ? comm_.recv(flat, r).wait() : comm_.send(flat, 0).wait();
+      if (r != 0) host_.rank() == 0 ? host_.recv(flat, r).wait() : host_.send(flat, 0).wait();
       if (comm_.rank() != 0) continue;
       at = 0;
       for (const Piece& piece : all[static_cast<size_t>(r)]) {

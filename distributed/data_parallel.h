@@ -11,7 +11,7 @@
 // with the optimizer's state of that part; an all_gather brings the weights back together.
 //
 // Bytes sent by a rank in a step, P ranks, n elements in all buckets with their padding, K
-// parameters; for both (P-1)/P (2 n 4 + 2 (K + numbers) 8).
+// parameters; for both (P-1)/P (2 n 4 + 2 (K + numbers) 8), the numbers by the host's group.
 //
 // Both ways give the same bits, on all ranks: sums over ranks are the communicator's fixed tree.
 
@@ -35,9 +35,12 @@ class DataParallel {
   using Parameters = std::vector<nn::NamedParameter>;
   using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
-  // parameters: contiguous f32 on one device, the same on all ranks (else refused on all, by
-  // hash). With shard their values move into flat memory. Collective.
-  DataParallel(const Communicator& comm, Parameters parameters, const DataParallelOptions& options);
+  // tensors: the group for gradients and weights (device_group.h); host: of the same ranks, for
+  // numbers, hashes and what goes to a checkpoint. parameters: contiguous f32 on one device, the
+  // same on all ranks (else refused on all, by hash). With shard their values move into flat
+  // memory. Collective.
+  DataParallel(const Communicator& tensors, const Communicator& host, Parameters parameters,
+               const DataParallelOptions& options);
   ~DataParallel();
   DataParallel(const DataParallel&) = delete;
   DataParallel& operator=(const DataParallel&) = delete;
@@ -100,7 +103,7 @@ class DataParallel {
   std::vector<Piece> pieces_of(int rank) const;
   Tensor shard_of(const Tensor& flat) const;
 
-  const Communicator comm_;
+  const Communicator comm_, host_;
   const Parameters parameters_;
   const DataParallelOptions options_;
   std::vector<Bucket> buckets_;
