@@ -44,8 +44,30 @@ class Alone : public Transport {
   void abort(const std::string&) noexcept override {}
 };
 
-// Messages in the memory of a device that the host reads and writes, matched as a card's are: by
-// their order, without tags.
+// Messages that go to their places on a device when they have arrived.
+class Landing : public Exchange {
+ public:
+  Landing(std::shared_ptr<Exchange> host, std::vector<Message> arriving,
+          const std::vector<Message>& places)
+      : host_(std::move(host)), arriving_(std::move(arriving)), places_(places) {}
+  bool test() override { return land(host_->test()); }
+  bool wait(Clock::time_point until) override { return land(host_->wait(until)); }
+  std::vector<int> missing() override { return host_->missing(); }
+
+ private:
+  bool land(bool arrived) {
+    if (!arrived) return false;
+    for (size_t i = 0; i < arriving_.size(); ++i) places_[i].data.copy_(arriving_[i].data);
+    arriving_.clear();
+    return true;
+  }
+
+  const std::shared_ptr<Exchange> host_;
+  std::vector<Message> arriving_;
+  const std::vector<Message> places_;
+};
+
+// Messages of a device by way of the host's, matched as a card's are: by their order, without tags.
 class InOrder : public Transport {
  public:
   InOrder(std::shared_ptr<Transport> host, Device home) : host_(std::move(host)), home_(home) {}
@@ -58,7 +80,12 @@ class InOrder : public Transport {
   bool in_order() const override { return true; }
   std::shared_ptr<Exchange> post(int64_t, std::vector<Message> receives, std::vector<Message> sends,
                                  bool background) override {
-    return host_->post(0, std::move(receives), std::move(sends), background);
+    std::vector<Message> arriving, leaving;
+    for (const Message& m : receives)
+      arriving.push_back({m.peer, Tensor::empty(m.data.shape(), m.data.dtype())});
+    for (const Message& m : sends) leaving.push_back({m.peer, m.data.to(kCpu)});
+    return std::make_shared<Landing>(host_->post(0, arriving, std::move(leaving), background),
+                                     arriving, receives);
   }
   std::shared_ptr<Transport> split(int color, const std::vector<int>& members,
                                    int number) override {
@@ -386,8 +413,6 @@ Communicator Communicator::split(int color, int key) const {
 }
 
 Communicator Communicator::on(Device device) const {
-  FOVEA_CHECK(device.kind != Device::Kind::cuda, "communicator: the host cannot reach into ",
-              device, "; a card's group is NCCL's");
   Communicator there(core_->on(device));
   there.set_time_limit(core_->limit);
   return there;

@@ -147,9 +147,8 @@ class Communicator {
 
   // A group for each color, its ranks ordered by (key, rank here). A collective call.
   Communicator split(int color, int key) const;
-  // The same ranks, for tensors of a device whose memory the host reads and writes (cpu,
-  // interpreted): they are exchanged and summed where they lie, as NCCL does with a card's. A
-  // collective call.
+  // The same ranks, for tensors of a device: messages begin and end in its memory, by way of the
+  // host, and are summed there, as NCCL's are on a card. A collective call.
   Communicator on(Device device) const;
 
   // What moves the messages: "threads", "mpi", "nccl", "alone".

@@ -100,9 +100,9 @@ void check_nccl(const std::vector<RankCard>& ranks) {
 }
 
 Communicator device_group(const Communicator& job, Device device) {
-  if (device.kind == Device::Kind::cuda) check_local_card();
   if (job.size() == 1 || device.is_cpu()) return job;
   if (device.kind == Device::Kind::interpreted) return job.on(device);
+  check_local_card();
   const std::vector<RankCard> cards = cards_of(job, device);
   if (const std::string why = shared_card(cards); !why.empty()) {
     if (job.rank() == 0) warn_once(why);

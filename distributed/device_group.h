@@ -10,7 +10,7 @@ namespace fovea::distributed {
 // A group of the job's ranks for tensors of `device`:
 //
 //   cpu           the job itself
-//   interpreted   the job's messages in the device's memory (Communicator::on)
+//   interpreted   the job's messages, from and to the device's memory (Communicator::on)
 //   cuda          NCCL, where each rank has a card of its own; where any two share one, which NCCL
 //                 refuses, the job itself: tensors go through the host, and rank 0 says so once
 //

@@ -75,6 +75,7 @@ TEST_P(DeviceGroupOn, CollectivesGiveWhatPlainLoopsGive) {
       test_moves<uint8_t>(group, n, device);
     }
     test_reductions<float>(group, 7);  // the host's go there and back
+    test_reductions<int64_t>(group, 7);
     test_split(group);
     test_agreement(group);
     group.barrier();

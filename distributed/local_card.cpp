@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <charconv>
 #include <cstdlib>
 #include <set>
@@ -17,6 +18,15 @@ namespace fovea::distributed {
 namespace {
 
 constexpr const char* kVisible = "CUDA_VISIBLE_DEVICES";
+constexpr std::array kLocalRanks{"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+                                 "MV2_COMM_WORLD_LOCAL_RANK",  "PMI_LOCAL_RANK",
+                                 "PALS_LOCAL_RANKID",          "SLURM_LOCALID"};
+
+std::string names_of_local_ranks() {
+  std::string all;
+  for (const char* name : kLocalRanks) all += concat(all.empty() ? "" : ", ", name);
+  return all;
+}
 
 std::string& problem() {
   static std::string text;
@@ -51,9 +61,7 @@ Environment environment_of_process() {
 }
 
 std::optional<int> local_rank(const Environment& environment) {
-  for (const char* name :
-       {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK",
-        "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"}) {
+  for (const char* name : kLocalRanks) {
     const auto found = environment.find(name);
     if (found == environment.end()) continue;
     const std::string& text = found->second;
@@ -69,11 +77,16 @@ std::optional<int> local_rank(const Environment& environment) {
 std::optional<std::string> visible_card(const Environment& environment,
                                         const std::function<int()>& cards) {
   const std::optional<int> rank = local_rank(environment);
-  if (!rank) return {};
+  const auto choose = [&](int n) {
+    FOVEA_CHECK(rank, "no variable of the launcher (", names_of_local_ranks(),
+                ") says which of the node's ", n, " cards is this rank's; set ", kVisible,
+                " of each rank to its card");
+    return *rank % n;
+  };
   const auto list = environment.find(kVisible);
   if (list == environment.end()) {
     const int n = cards();
-    return n > 1 ? std::optional(std::to_string(*rank % n)) : std::nullopt;
+    return n > 1 ? std::optional(std::to_string(choose(n))) : std::nullopt;
   }
   const std::vector<std::string> all = entries(list->second);
   std::set<std::string> seen;
@@ -84,7 +97,7 @@ std::optional<std::string> visible_card(const Environment& environment,
                 all[i], " twice");
   }
   if (all.size() <= 1) return {};
-  return all[static_cast<size_t>(*rank) % all.size()];
+  return all[static_cast<size_t>(choose(static_cast<int>(all.size())))];
 }
 
 void take_local_card() {

@@ -25,8 +25,8 @@ std::optional<int> local_rank(const Environment& environment);
 //   a list of m > 1      its entry r mod m: that of the user or the scheduler
 //   one entry, or none   stays: the scheduler has given the process its card, or it shall have none
 //
-// Absent: it stays as it is, also without a local rank. Throws for a list with an empty entry or
-// the same one twice.
+// Absent: it stays as it is. Throws for a list with an empty entry or the same one twice, and where
+// there are several cards and no local rank.
 std::optional<std::string> visible_card(const Environment& environment,
                                         const std::function<int()>& cards);
 

@@ -46,9 +46,6 @@ TEST(LocalCard, ARankTakesOneOfTheNodes) {
   EXPECT_EQ(card_of(9, {}), "1");  // more ranks than cards: in turns
   EXPECT_EQ(card_of(1, {}, 1), "as it was");
   EXPECT_EQ(card_of(1, {}, 0), "as it was");
-  // Not started as a rank of a node.
-  EXPECT_EQ(visible_card({}, [] { return 8; }), std::nullopt);
-  EXPECT_EQ(visible_card({{"CUDA_VISIBLE_DEVICES", "1,2"}}, [] { return 8; }), std::nullopt);
 }
 
 TEST(LocalCard, AListOfTheUserOrTheSchedulerIsKeptTo) {
@@ -63,6 +60,26 @@ TEST(LocalCard, AListOfTheUserOrTheSchedulerIsKeptTo) {
   for (const char* list : {"3", "GPU-8d2f", "", " ", "-1", "NoDevFiles", "3,-1,4"})
     EXPECT_EQ(card_of(1, list), "as it was") << list;
   EXPECT_EQ(card_of(1, "3,4,-1,5"), "4");  // CUDA reads up to what is no card
+}
+
+TEST(LocalCard, WithoutALocalRankThereMustBeOneCard) {
+  const Environment slurm{{"PMIX_RANK", "3"}};
+  for (const int cards : {0, 1})
+    EXPECT_EQ(visible_card(slurm, [&] { return cards; }), std::nullopt);
+  const std::string variables =
+      "no variable of the launcher (OMPI_COMM_WORLD_LOCAL_RANK, MPI_LOCALRANKID, "
+      "MV2_COMM_WORLD_LOCAL_RANK, PMI_LOCAL_RANK, PALS_LOCAL_RANKID, SLURM_LOCALID) says which of "
+      "the node's ";
+  EXPECT_EQ(
+      error_of([&] { visible_card(slurm, [] { return 8; }); }),
+      variables + "8 cards is this rank's; set CUDA_VISIBLE_DEVICES of each rank to its card");
+  Environment listed = slurm;
+  listed["CUDA_VISIBLE_DEVICES"] = "5";
+  EXPECT_EQ(visible_card(listed, [] { return 8; }), std::nullopt);
+  listed["CUDA_VISIBLE_DEVICES"] = "5,6";
+  EXPECT_EQ(
+      error_of([&] { visible_card(listed, [] { return 8; }); }),
+      variables + "2 cards is this rank's; set CUDA_VISIBLE_DEVICES of each rank to its card");
 }
 
 TEST(LocalCard, AListThatNamesNoCardsIsRefused) {

@@ -248,6 +248,7 @@ std::vector<ContextRow> bench_context(const Communicator& world, const ContextBe
   const int64_t N = bench.tokens;
   for (const std::string& mask_name : bench.masks) {
     const attention::Mask mask = benchmark_mask(mask_name, N);
+    const auto pairs = static_cast<double>(distributed::pairs_of(mask, N));
     for (const std::string& strategy : bench.strategies) {
       for (const std::string& order_name : bench.orders) {
         const Order order = order_name == "contiguous" ? Order::contiguous
@@ -266,14 +267,6 @@ std::vector<ContextRow> bench_context(const Communicator& world, const ContextBe
                                        : distributed::Layout(order, N, R, U);
         ContextRow row{mask_name, strategy, d.mesh, order, std::string(group.transport())};
         row.balance = distributed::balance(layout, mask);
-        double pairs = 0.0;
-        for (int64_t i = 0; i < N; ++i) {
-          int64_t first, last;
-          mask.limits(i, N, N, first, last);
-          for (int64_t j = first; j < last && !mask.is_interval(); ++j)
-            pairs += mask.allowed(0, 0, i, j, N, N) ? 1.0 : 0.0;
-          if (mask.is_interval()) pairs += static_cast<double>(last - first);
-        }
         row.allowed = pairs / (static_cast<double>(N) * static_cast<double>(N));
         const SentBytes sent = sent_bytes(z, d, bench.batch);
         row.formula_bytes =
