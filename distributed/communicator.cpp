@@ -33,6 +33,7 @@ class Alone : public Transport {
  public:
   int rank() const override { return 0; }
   int size() const override { return 1; }
+  std::string_view name() const override { return "alone"; }
   int job_rank(int) const override { return 0; }
   std::shared_ptr<Exchange> post(int64_t, std::vector<Message>, std::vector<Message>,
                                  bool) override {
@@ -42,6 +43,67 @@ class Alone : public Transport {
     return std::make_shared<Alone>();
   }
   void abort(const std::string&) noexcept override {}
+};
+
+// Messages that go to their places on a device when they have arrived.
+class Landing : public Exchange {
+ public:
+  Landing(std::shared_ptr<Exchange> host, std::vector<Message> arriving,
+          const std::vector<Message>& places)
+      : host_(std::move(host)), arriving_(std::move(arriving)), places_(places) {}
+  bool test() override { return land(host_->test()); }
+  bool wait(Clock::time_point until) override { return land(host_->wait(until)); }
+  std::vector<int> missing() override { return host_->missing(); }
+
+ private:
+  bool land(bool arrived) {
+    if (!arrived) return false;
+    for (size_t i = 0; i < arriving_.size(); ++i) places_[i].data.copy_(arriving_[i].data);
+    arriving_.clear();
+    return true;
+  }
+
+  const std::shared_ptr<Exchange> host_;
+  std::vector<Message> arriving_;
+  const std::vector<Message> places_;
+};
+
+// Messages of a device by way of the host's, matched as a card's are: by their order, without tags.
+class InOrder : public Transport {
+ public:
+  InOrder(std::shared_ptr<Transport> host, Device home) : host_(std::move(host)), home_(home) {}
+
+  int rank() const override { return host_->rank(); }
+  int size() const override { return host_->size(); }
+  std::string_view name() const override { return host_->name(); }
+  int job_rank(int rank) const override { return host_->job_rank(rank); }
+  Device home() const override { return home_; }
+  bool in_order() const override { return true; }
+  std::shared_ptr<Exchange> post(int64_t, std::vector<Message> receives, std::vector<Message> sends,
+                                 bool background) override {
+    std::vector<Message> arriving, leaving;
+    for (const Message& m : receives)
+      arriving.push_back({m.peer, Tensor::empty(m.data.shape(), m.data.dtype())});
+    for (const Message& m : sends) leaving.push_back({m.peer, m.data.to(kCpu)});
+    return std::make_shared<Landing>(host_->post(0, arriving, std::move(leaving), background),
+                                     arriving, receives);
+  }
+  std::shared_ptr<Transport> split(int color, const std::vector<int>& members,
+                                   int number) override {
+    return std::make_shared<InOrder>(host_->split(color, members, number), home_);
+  }
+  void abort(const std::string& why) noexcept override { host_->abort(why); }
+
+ private:
+  const std::shared_ptr<Transport> host_;
+  const Device home_;
+};
+
+// Where asynchronous operations run: in a host thread, and on a stream beside the caller's.
+struct Lane {
+  explicit Lane(Device home) : side(home) {}
+  SideStream side;
+  Queue queue;
 };
 
 // Send and receive: posted where they were called.
@@ -102,10 +164,12 @@ CommStats::Count CommStats::total() const {
 
 class Communicator::Core {
  public:
-  explicit Core(std::shared_ptr<Transport> transport) : transport_(std::move(transport)) {}
+  explicit Core(std::shared_ptr<Transport> transport, std::shared_ptr<Lane> lane = nullptr)
+      : transport_(std::move(transport)),
+        lane_(lane ? std::move(lane) : std::make_shared<Lane>(transport_->home())) {}
   // An operation under way cannot end where its rank is being left by an exception.
   ~Core() {
-    if (std::uncaught_exceptions() > exceptions_ && !queue_.idle())
+    if (std::uncaught_exceptions() > exceptions_ && !lane_->queue.idle())
       transport_->abort(concat("rank ", transport_->job_rank(rank()), " ended early"));
   }
   Core(const Core&) = delete;
@@ -137,21 +201,23 @@ class Communicator::Core {
 
   template <typename Body>
   Work collective(Call call, Body body, std::function<void()> finish) {
-    if (call.caller_waits && !(transport_->in_order() && !queue_.idle())) {
+    if (call.caller_waits && !(transport_->in_order() && !lane_->queue.idle())) {
       body(call);
       if (finish) finish();
       return {};
     }
     const bool blocking = call.caller_waits;
     call.caller_waits = false;
-    const Device home = transport_->home();
-    const Stream stream = stream_of(home);  // of this thread: tensors are ready there
-    const auto on_stream = [call, body, home, stream] {
-      const StreamScope scope(home, stream);
+    const auto ready = std::make_shared<Event>(transport_->home());
+    ready->record();  // the tensors are there, whatever the caller queues next
+    const auto beside = [call, body, ready, lane = lane_.get()] {
+      const StreamScope scope(lane->side);
+      ready->wait();
       body(call);
+      synchronize(lane->side.device());  // nothing of it is queued when it is over
     };
-    Work work =
-        queue_.push(on_stream, std::move(finish), [call](double seconds) { call.waited(seconds); });
+    Work work = lane_->queue.push(beside, std::move(finish),
+                                  [call](double seconds) { call.waited(seconds); });
     if (blocking) work.wait();
     return work;
   }
@@ -168,8 +234,15 @@ class Communicator::Core {
     return work;
   }
 
-  std::shared_ptr<Transport> split(int color, const std::vector<int>& members) {
-    return transport_->split(color, members, splits_++);
+  std::shared_ptr<Core> split(int color, const std::vector<int>& members) {
+    return std::make_shared<Core>(transport_->split(color, members, splits_++),
+                                  transport_->in_order() ? lane_ : nullptr);
+  }
+  std::shared_ptr<Core> on(Device device) {
+    std::vector<int> all;
+    for (int r = 0; r < size(); ++r) all.push_back(r);
+    return std::make_shared<Core>(
+        std::make_shared<InOrder>(transport_->split(0, all, splits_++), device));
   }
 
   std::atomic<double> limit = limit_of_environment();
@@ -182,7 +255,7 @@ class Communicator::Core {
   const int exceptions_ = std::uncaught_exceptions();
   int64_t number_ = 0;
   int splits_ = 0;
-  Queue queue_;
+  const std::shared_ptr<Lane> lane_;
 };
 
 Communicator::Communicator() : Communicator(std::make_shared<Alone>()) {}
@@ -365,6 +438,15 @@ Communicator Communicator::split(int color, int key) const {
   return part;
 }
 
+Communicator Communicator::on(Device device) const {
+  Communicator there(core_->on(device));
+  there.set_time_limit(core_->limit);
+  return there;
+}
+
+std::string_view Communicator::transport() const { return core_->transport().name(); }
+Device Communicator::home() const { return core_->transport().home(); }
+
 CommStats Communicator::stats() const { return core_->counters().stats(); }
 
 void Communicator::reset_stats() const { core_->counters().reset(); }
@@ -373,6 +455,8 @@ void Communicator::set_time_limit(double seconds) const {
   FOVEA_CHECK(seconds > 0.0, "communicator: expected a time limit above 0 s, found ", seconds);
   core_->limit = seconds;
 }
+
+double Communicator::time_limit() const { return core_->limit; }
 
 void Communicator::abort(const std::string& why) const { core_->transport().abort(why); }
 

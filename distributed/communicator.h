@@ -105,6 +105,11 @@ class Transport;
 
 // A handle: copies share the group, the order of calls and the counts. The calls of one rank come
 // from one host thread at a time.
+//
+// Groups whose messages are matched by their order alone (NCCL's, and those of on()) share it with
+// the groups split from them: a rank's messages of all these groups start in the order of its
+// calls, asynchronous ones one after another, so that ranks which call in one order never wait for
+// each other in a ring.
 class Communicator {
  public:
   // A group of one rank, this one.
@@ -150,6 +155,14 @@ class Communicator {
 
   // A group for each color, its ranks ordered by (key, rank here). A collective call.
   Communicator split(int color, int key) const;
+  // The same ranks, for tensors of a device: messages begin and end in its memory, by way of the
+  // host, and are summed there, as NCCL's are on a card. A collective call.
+  Communicator on(Device device) const;
+
+  // What moves the messages: "threads", "mpi", "nccl", "alone".
+  std::string_view transport() const;
+  // Where tensors are exchanged; those of another device go through a copy there.
+  Device home() const;
 
   // Of this handle's group alone, not of groups split from it.
   CommStats stats() const;
@@ -158,12 +171,14 @@ class Communicator {
   // How long one wait may take; 120 s, or the environment variable FOVEA_COMM_TIMEOUT (seconds).
   // Groups split later inherit it.
   void set_time_limit(double seconds) const;
+  double time_limit() const;
 
   // Ends the waits of all ranks of the whole job, now and later, with an Aborted that says `why`.
   void abort(const std::string& why) const;
 
  private:
   class Core;
+  explicit Communicator(std::shared_ptr<Core> core) : core_(std::move(core)) {}
   std::vector<int64_t> equal_counts(int64_t n) const;
 
   std::shared_ptr<Core> core_;

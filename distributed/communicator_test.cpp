@@ -12,6 +12,7 @@
 #include "distributed/collective_cases.h"
 #include "distributed/reduce_pieces.h"
 #include "distributed/threads.h"
+#include "distributed/transport.h"
 
 namespace fovea::distributed {
 namespace {
@@ -185,6 +186,64 @@ TEST(Async, OperationsThatAreDroppedStillEnd) {
     }
     comm.barrier();
   });
+}
+
+// ---- messages matched by their order
+// -----------------------------------------------------------------------------------
+
+// A rank of two whose other one sends what this one does, and the groups of its messages as they
+// started.
+class Mirror : public Transport {
+ public:
+  using Log = std::vector<int>;
+  Mirror(std::shared_ptr<Log> log, std::shared_ptr<int> groups)
+      : log_(std::move(log)), groups_(std::move(groups)), group_((*groups_)++) {}
+  int rank() const override { return 0; }
+  int size() const override { return 2; }
+  std::string_view name() const override { return "mirror"; }
+  int job_rank(int rank) const override { return rank; }
+  bool in_order() const override { return true; }
+  std::shared_ptr<distributed::Exchange> post(int64_t, std::vector<Message> receives,
+                                              std::vector<Message> sends, bool) override {
+    log_->push_back(group_);  // one thread at a time, or the sanitizers say so
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    for (size_t i = 0; i < receives.size(); ++i) receives[i].data.copy_(sends[i].data);
+    return std::make_shared<Arrived>();
+  }
+  std::shared_ptr<Transport> split(int, const std::vector<int>&, int) override {
+    return std::make_shared<Mirror>(log_, groups_);
+  }
+  void abort(const std::string&) noexcept override {}
+
+ private:
+  class Arrived : public distributed::Exchange {
+   public:
+    bool test() override { return true; }
+    bool wait(Clock::time_point) override { return true; }
+    std::vector<int> missing() override { return {}; }
+  };
+  const std::shared_ptr<Log> log_;
+  const std::shared_ptr<int> groups_;
+  const int group_;
+};
+
+TEST(InOrder, MessagesOfAllGroupsStartInTheOrderOfTheCalls) {
+  const auto log = std::make_shared<Mirror::Log>();
+  const Communicator a(std::make_shared<Mirror>(log, std::make_shared<int>(0)));
+  const Communicator b = a.split(0, 0), c = b.split(0, 0);
+  log->clear();
+  std::vector<Work> works;
+  const auto reduce = [&](const Communicator& comm, Mode mode) {
+    works.push_back(comm.all_reduce(Tensor::zeros({8}), Reduce::sum, mode));
+  };
+  for (const Communicator* comm : {&a, &b, &b, &c, &a}) reduce(*comm, Mode::async);
+  works.push_back(b.send_recv(Tensor::zeros({3}), 1, Tensor::zeros({3}), 1, 0, Mode::async));
+  reduce(c, Mode::blocking);
+  reduce(a, Mode::async);
+  works.push_back(c.send(Tensor::zeros({3}), 1));
+  for (size_t i = works.size(); i-- > 0;) works[i].wait();
+  // An all_reduce is two exchanges.
+  EXPECT_EQ(*log, (Mirror::Log{0, 0, 1, 1, 1, 1, 2, 2, 0, 0, 1, 2, 2, 0, 0, 2}));
 }
 
 // ---- failures

@@ -21,7 +21,7 @@
 // (all of them where U = 1, else max(G, U)/U), f = 4 (8 for f64):
 //
 //   ring     B n G (D + Dv) e       backward the same and R B n G (D + Dv) f
-//   window   the same                     backward the same and (R + R/w) B n G (D + Dv) f
+//   w < R    the same                     backward the same and (R + R/w) B n G (D + Dv) f
 //   gather   B n G (D + Dv) e       backward the same and B n G (D + Dv) f
 //   ulysses  (U-1)/U (n/U) B (H D + H Dv + max(G, U) (D + Dv)) e, backward the same
 //

@@ -307,5 +307,19 @@ TEST_P(ContextOn, ShardsAreTheWhole) {
 }
 FOVEA_ON_DEVICES(ContextOn);
 
+// By tiles, against pair by pair; sizes beside those of tiles.
+TEST(PairsOfAMask, AreThoseThatItAllows) {
+  for (const int64_t N : {37, 150}) {
+    for (const auto& [name, mask] : masks(2, 3, N)) {
+      for (const int64_t b : {0, 1}) {
+        int64_t pairs = 0;
+        for (int64_t i = 0; i < N; ++i)
+          for (int64_t j = 0; j < N; ++j) pairs += mask.allowed(b, 2, i, j, N, N) ? 1 : 0;
+        EXPECT_EQ(pairs_of(mask, N, b, 2), pairs) << name << ", N " << N;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fovea::distributed

@@ -39,9 +39,10 @@ int64_t begin_of(const std::vector<int64_t>& counts, int rank) {
 
 }  // namespace
 
-DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
-                           const DataParallelOptions& options)
-    : comm_(comm),
+DataParallel::DataParallel(const Communicator& tensors, const Communicator& host,
+                           Parameters parameters, const DataParallelOptions& options)
+    : comm_(tensors),
+      host_(host),
       parameters_(std::move(parameters)),
       options_(checked(options, parameters_.size())) {
   FOVEA_CHECK(!parameters_.empty(), "data parallel: no parameters");
@@ -52,7 +53,7 @@ DataParallel::DataParallel(const Communicator& comm, Parameters parameters,
                 "data parallel: ", p.name, " is ", value.dtype(), " on ", value.device(),
                 "; expected contiguous f32 on one device");
   }
-  check_agree(comm_, "parameters", description(parameters_, options_.whole));
+  check_agree(host_, "parameters", description(parameters_, options_.whole));
   if (options_.exact) {
     add_exactly();
     return;
@@ -294,7 +295,7 @@ std::vector<double> DataParallel::sum(std::vector<double> numbers) {
   const size_t count = numbers.size();
   numbers.insert(numbers.end(), present_.begin(), present_.end());
   const Tensor all = Tensor::from(numbers, {static_cast<int64_t>(numbers.size())});
-  comm_.all_reduce(all).wait();
+  host_.all_reduce(all).wait();
   numbers = all.to_vector<double>();
   const auto absent = [&](size_t parameter) { return numbers[count + parameter] == 0.0; };
   if (options_.shard) {
@@ -328,7 +329,7 @@ void DataParallel::check_weights() const {
     const auto* bits = reinterpret_cast<const uint32_t*>(values.data<float>());
     for (int64_t i = 0; i < values.numel(); ++i) hash = mix64(hash ^ bits[i]);
   }
-  check_agree(comm_, "weights", hash);
+  check_agree(host_, "weights", hash);
 }
 
 DataParallel::Place DataParallel::place(const std::string& parameter) const {

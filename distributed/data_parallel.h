@@ -19,7 +19,7 @@
 // n_r are rank r's parts (n / P where all is cut), K parameters:
 //   shard = false   (P-1)/P 2 n 4              and for both  (P-1)/P 2 (K + numbers) 8
 //   shard = true    ((n - n_r) + (P-1) n_r) 4
-// The same over all ranks: 2 (P-1) n 4.
+// The same over all ranks: 2 (P-1) n 4. The numbers go by the host's group.
 //
 // Both ways give the same bits, on all ranks: sums over ranks are the communicator's fixed tree.
 //
@@ -51,9 +51,12 @@ class DataParallel {
  public:
   using Parameters = std::vector<nn::NamedParameter>;
 
-  // parameters: contiguous f32 on one device, the same on all ranks (else refused on all, by
-  // hash). With shard their values move into flat memory. Collective.
-  DataParallel(const Communicator& comm, Parameters parameters, const DataParallelOptions& options);
+  // tensors: the group for gradients and weights (device_group.h); host: of the same ranks, for
+  // numbers, hashes and what goes to a checkpoint. parameters: contiguous f32 on one device, the
+  // same on all ranks (else refused on all, by hash). With shard their values move into flat
+  // memory. Collective.
+  DataParallel(const Communicator& tensors, const Communicator& host, Parameters parameters,
+               const DataParallelOptions& options);
   ~DataParallel();
   DataParallel(const DataParallel&) = delete;
   DataParallel& operator=(const DataParallel&) = delete;
@@ -124,7 +127,7 @@ class DataParallel {
   std::vector<Piece> pieces_of(int rank) const;
   Tensor shard_of(const Bucket& bucket, const Tensor& flat) const;
 
-  const Communicator comm_;
+  const Communicator comm_, host_;
   const Parameters parameters_;
   const DataParallelOptions options_;
   std::vector<Bucket> buckets_;

@@ -11,6 +11,7 @@
 #include "core/ops/elementwise.h"
 #include "core/rng.h"
 #include "core/testing/devices.h"
+#include "distributed/device_group.h"
 #include "distributed/threads.h"
 
 namespace fovea::distributed {
@@ -94,7 +95,7 @@ TEST_P(DataParallelRanks, GradientsAreTheSumsOfAllRanks) {
     for (const DataParallelOptions& options : ways(overlap))
       run_ranks(P, [&](const Communicator& comm) {
         const Net net, other;
-        DataParallel parallel(comm, net.parameters, options);
+        DataParallel parallel(comm, comm, net.parameters, options);
         EXPECT_GE(parallel.buckets(), 3u);
         for (uint64_t step = 0; step < 4; ++step) {
           const int idle = step == 2 && P > 1 ? 1 : -1;
@@ -146,7 +147,7 @@ TEST_P(DataParallelRanks, ShardsMoveAsTheWholeWould) {
   for (const DataParallelOptions& options : ways())
     run_ranks(P, [&](const Communicator& comm) {
       const Net net;
-      DataParallel parallel(comm, net.parameters, options);
+      DataParallel parallel(comm, comm, net.parameters, options);
       std::vector<std::pair<std::string, Tensor>> moments;
       for (const nn::NamedParameter& p : parallel.own())
         moments.emplace_back("m." + p.name, Tensor::zeros_like(p.variable.value()));
@@ -246,7 +247,7 @@ TEST_P(DataParallelOn, GradientsOfADevice) {
   for (const DataParallelOptions& options : ways())
     run_ranks(2, [&](const Communicator& comm) {
       const Net net(device), other(device);
-      DataParallel parallel(comm, net.parameters, options);
+      DataParallel parallel(comm, comm, net.parameters, options);
       for (uint64_t step = 0; step < 2; ++step) {
         const std::vector<Tensor> expected = plain_sum(other, 2, -1, step);
         net.zero_grad();
@@ -261,6 +262,43 @@ TEST_P(DataParallelOn, GradientsOfADevice) {
       }
     });
 }
+
+// Gradients go by the group of the device, numbers by the job; the bits are those through the host.
+TEST_P(DataParallelOn, SumsOfItsGroupAreThoseThroughTheHost) {
+  const Device device = this->device();
+  const int64_t P = 3;
+  for (const bool shard : {false, true})
+    run_ranks(static_cast<int>(P), [&](const Communicator& job) {
+      std::vector<std::vector<float>> results;
+      for (const bool by_group : {false, true}) {
+        const Communicator group = by_group ? device_group(job, device) : job.split(0, job.rank());
+        const Net net(device);
+        DataParallel parallel(group, job, net.parameters, {128, shard, true});
+        std::vector<float> all;
+        for (uint64_t step = 0; step < 2; ++step) {
+          for (const Communicator& comm : {group, job}) comm.reset_stats();
+          net.zero_grad();
+          parallel.arm();
+          net.backward(job.rank(), step);
+          parallel.finish();
+          parallel.gather();
+          if (group.home() == device && !device.is_cpu()) {
+            EXPECT_EQ(job.stats().total().bytes_sent, 0);
+          }
+          EXPECT_EQ(group.stats().total().bytes_sent, 2 * (P - 1) * parallel.elements() / P * 4);
+          parallel.sum({});
+          for (const nn::NamedParameter& p : parallel.own()) {
+            if (!p.variable.grad().defined()) continue;
+            const std::vector<float> values = p.variable.grad().to_vector<float>();
+            all.insert(all.end(), values.begin(), values.end());
+          }
+        }
+        results.push_back(all);
+      }
+      EXPECT_FALSE(results[0].empty());
+      EXPECT_EQ(results[1], results[0]);
+    });
+}
 FOVEA_ON_DEVICES(DataParallelOn);
 
 // Six samples over any number of ranks, in any order.
@@ -271,7 +309,7 @@ TEST_P(DataParallelOn, ExactSumsAreTheSameBitsOnAnyNumberOfRanks) {
   for (const int P : {1, 2, 3, 7})  // of seven, one has no sample
     run_ranks(P, [&](const Communicator& comm) {
       const Net net(device);
-      DataParallel parallel(comm, net.parameters, {.exact = true});
+      DataParallel parallel(comm, comm, net.parameters, {.exact = true});
       for (int step = 0; step < 2; ++step) {  // the sums of a step are gone in the next
         net.zero_grad();
         for (int sample = 5 - comm.rank(); sample >= 0; sample -= P) net.backward(sample, 0);
@@ -310,7 +348,7 @@ TEST(DataParallel, RefusesWhatItWouldSumWrongly) {
                   [](const Communicator& comm) {
                     Net net;
                     if (comm.rank() == 1) net.parameters.pop_back();
-                    DataParallel(comm, net.parameters, {});
+                    DataParallel(comm, comm, net.parameters, {});
                   })
                 .find("parameters: rank 1 differs from rank 0"),
             std::string::npos);
@@ -319,7 +357,7 @@ TEST(DataParallel, RefusesWhatItWouldSumWrongly) {
                     const Net net;
                     DataParallelOptions options{128, true, true, Net::whole()};
                     options.whole[3] += comm.rank();
-                    DataParallel(comm, net.parameters, options);
+                    DataParallel(comm, comm, net.parameters, options);
                   })
                 .find("parameters: rank 1 differs from rank 0"),
             std::string::npos);
@@ -333,7 +371,7 @@ TEST(DataParallel, RefusesWhatItWouldSumWrongly) {
   EXPECT_NE(error(1,
                   [](const Communicator& comm) {
                     const Net net;
-                    DataParallel parallel(comm, net.parameters, {});
+                    DataParallel parallel(comm, comm, net.parameters, {});
                     for (int uses = 1; uses < 3; ++uses) {
                       parallel.arm();
                       for (int i = 0; i < uses; ++i) sum_all(net[1]).backward();
@@ -346,7 +384,7 @@ TEST(DataParallel, RefusesWhatItWouldSumWrongly) {
   // Known to one rank, said by all.
   const std::string large = error(2, [](const Communicator& comm) {
     const Net net;
-    DataParallel parallel(comm, net.parameters, {.exact = true});
+    DataParallel parallel(comm, comm, net.parameters, {.exact = true});
     sum_all(scale(net[1], comm.rank() == 0 ? 1.0 : 1e7)).backward();
     parallel.finish();
     parallel.sum({});

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "core/parallel.h"
+#include "distributed/local_card.h"
 #include "distributed/mpi.h"
 #include "distributed/threads.h"
 
@@ -32,6 +33,7 @@ std::optional<int> share_of_process() {
 
 void run_job(int ranks, const std::function<void(const Communicator&)>& f) {
   if (!started_by_mpi()) return run_ranks(std::max(ranks, 1), f);
+  take_local_card();  // MPI may start CUDA
   std::optional<ThreadShare> share;
   if (const std::optional<int> threads = share_of_process()) share.emplace(*threads);
   const Communicator world = mpi_world();

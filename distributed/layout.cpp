@@ -101,6 +101,31 @@ void Layout::put(const Tensor& whole, int axis, const Tensor& part, int ring, in
 
 namespace {
 
+// Allowed pairs of a tile of a part of n x m.
+struct Tile {
+  int64_t i0, i1, j0, j1;
+};
+int64_t pairs_in(const attention::Mask& mask, int64_t b, const Tile& t, int64_t n, int64_t m) {
+  constexpr int64_t kSmall = 32;  // sides of a tile that is counted pair by pair
+  const int64_t rows = t.i1 - t.i0, columns = t.j1 - t.j0;
+  if (rows == 0 || columns == 0) return 0;
+  const attention::TileClass kind = mask.classify(b, 0, t.i0, t.i1, t.j0, t.j1, n, m);
+  if (kind == attention::TileClass::skip) return 0;
+  if (kind == attention::TileClass::full) return rows * columns;
+  if (std::max(rows, columns) > kSmall) {
+    Tile first = t, second = t;
+    if (rows > columns)
+      first.i1 = second.i0 = t.i0 + rows / 2;
+    else
+      first.j1 = second.j0 = t.j0 + columns / 2;
+    return pairs_in(mask, b, first, n, m) + pairs_in(mask, b, second, n, m);
+  }
+  int64_t pairs = 0;
+  for (int64_t i = t.i0; i < t.i1; ++i)
+    for (int64_t j = t.j0; j < t.j1; ++j) pairs += mask.allowed(b, 0, i, j, n, m) ? 1 : 0;
+  return pairs;
+}
+
 // Allowed pairs of stretches of queries and keys, of one sample and head.
 int64_t area(const attention::Mask& whole, int64_t b, int64_t h, int64_t N,
              const std::vector<Stretch>& queries, const std::vector<Stretch>& keys) {
@@ -108,14 +133,14 @@ int64_t area(const attention::Mask& whole, int64_t b, int64_t h, int64_t N,
   for (const auto& [query, n] : queries) {
     for (const auto& [key, m] : keys) {
       const attention::Mask mask = whole.part({query, key, N, N, h, h + 1}, 1, n, m);
+      if (!mask.is_interval()) {
+        pairs += pairs_in(mask, b, {0, n, 0, m}, n, m);
+        continue;
+      }
       for (int64_t i = 0; i < n; ++i) {
         int64_t first, last;
         mask.limits(i, n, m, first, last);
-        if (mask.is_interval()) {
-          pairs += last - first;
-        } else {
-          for (int64_t j = first; j < last; ++j) pairs += mask.allowed(b, 0, i, j, n, m) ? 1 : 0;
-        }
+        pairs += last - first;
       }
     }
   }
@@ -177,6 +202,10 @@ Layout Layout::dispatched(const attention::Mask& mask, int64_t batch, int64_t N,
     }
   }
   return Layout(Order::dispatched, N, ulysses, std::move(joined));
+}
+
+int64_t pairs_of(const attention::Mask& mask, int64_t N, int64_t b, int64_t h) {
+  return area(mask, b, h, N, {{{}, N}}, {{{}, N}});
 }
 
 Balance balance(const Layout& layout, const attention::Mask& mask, int64_t b, int64_t h) {

@@ -71,13 +71,16 @@ class Layout {
   std::vector<std::vector<Stretch>> groups_;
 };
 
+// Pairs of query and key that a mask of the whole sequence allows, of one sample and head.
+int64_t pairs_of(const attention::Mask& mask, int64_t N, int64_t b = 0, int64_t h = 0);
+
 // How well a layout's ring shares out the allowed pairs of query and key under a mask of the whole
 // sequence: the most of any group over the mean; and, step by step, the same for a ring in which
 // all wait for the slowest at each of R steps.
 struct Balance {
   double total, stepwise;
 };
-// Of one sample and head; O(N) for masks of positions alone, else O(N^2).
+// Of one sample and head; O(N) for masks of positions alone, else by tiles.
 Balance balance(const Layout& layout, const attention::Mask& mask, int64_t b = 0, int64_t h = 0);
 
 }  // namespace fovea::distributed

@@ -295,6 +295,7 @@ class Mpi : public Transport {
 
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(ranks_.size()); }
+  std::string_view name() const override { return "mpi"; }
   int job_rank(int rank) const override { return ranks_[static_cast<size_t>(rank)]; }
 
   std::shared_ptr<Exchange> post(int64_t tag, std::vector<Message> receives,

@@ -10,6 +10,7 @@
 #include "core/testing/devices.h"
 #include "distributed/collective_cases.h"
 #include "distributed/context_cases.h"
+#include "distributed/device_group.h"
 #include "distributed/state_cases.h"
 
 namespace fovea::distributed {
@@ -42,6 +43,23 @@ TEST_P(Mpi, TensorsOfADevice) {
   for (const Device device : devices_to_test()) {
     test_reductions<float>(world(), 37, device);
     test_moves<bf16>(world(), 5, device);
+  }
+}
+
+TEST_P(Mpi, TensorsOfADeviceByItsGroup) {
+  for (const Device device : devices_to_test()) {
+    const Communicator group = device_group(world(), device);
+    test_reductions<float>(group, 37, device);
+    test_moves<bf16>(group, 5, device);
+    test_split(group);
+    Work work;
+    const Communicator part = group.split(world().rank() % 2, world().rank());
+    const Tensor x = Tensor::full({50}, 1.0, Dtype::f32, device), y = x.clone();
+    work = group.all_reduce(x, Reduce::sum, Mode::async);
+    part.all_reduce(y).wait();
+    work.wait();
+    EXPECT_EQ(x.to_vector<float>(), std::vector<float>(50, static_cast<float>(group.size())));
+    EXPECT_EQ(y.to_vector<float>(), std::vector<float>(50, static_cast<float>(part.size())));
   }
 }
 

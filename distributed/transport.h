@@ -37,6 +37,8 @@ class Transport {
   virtual ~Transport() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // "threads", "mpi", ...
+  virtual std::string_view name() const = 0;
   // The number in the whole job of a rank of this group.
   virtual int job_rank(int rank) const = 0;
   // Where the tensors live that it exchanges; those of other devices go through a buffer there.

@@ -151,7 +151,8 @@ TEST(TrainOnRanks, RanksWithFewTargetsOrNoneWeighWhatTheyHave) {
 
 class TrainRanksOn : public OnDevices {};
 
-// Of a GPU device, which all ranks share: sums go through the host.
+// Gradients go by the group of the device, numbers by the job: of `cuda`, whose one card the ranks
+// share, all through the host.
 TEST_P(TrainRanksOn, LossesAreThoseOfOneRank) {
   const Flags flags{{"train.device", std::string(name(device().kind))},
                     {"train.batch", "4"},
@@ -174,6 +175,46 @@ TEST_P(TrainRanksOn, LossesAreThoseOfOneRank) {
   EXPECT_EQ(owned.losses, plain.losses);
   EXPECT_EQ(owned.state, plain.state);
 }
+
+// One sequence over a ring and over heads, whose exchanges and sums of gradients are under way
+// together.
+TEST_P(TrainRanksOn, SequencesOverRanksTrainAsOneRankDoes) {
+  const Flags flags{{"train.device", std::string(name(device().kind))},
+                    {"train.batch", "2"},
+                    {"train.micro_batch", "0"},
+                    {"model.layers", "1"},
+                    {"model.dim", "8"},
+                    {"mesh.bucket_bytes", "512"},
+                    {"data.val_samples", "1"}};
+  const Trained one = train(1, flags, 2);
+  Flags many = flags;
+  many.insert(many.end(), {{"mesh.ring", "2"}, {"mesh.ulysses", "2"}, {"train.zero", "1"}});
+  const Trained four = train(4, many, 2);
+  expect_near(four.losses, one.losses, kRounding);
+  expect_near(four.norms, one.norms, kRounding);
+  EXPECT_NEAR(four.held_out, one.held_out, kRounding);
+}
+
+TEST_P(TrainRanksOn, BytesAreCountedWhereTheyGo) {
+  run_ranks(2, [&, device = device()](const Communicator& job) {
+    Experiment e;
+    load(e, {{"train.device", std::string(name(device.kind))},
+             {"train.batch", "2"},
+             {"train.micro_batch", "0"},
+             {"model.layers", "1"},
+             {"model.dim", "8"}});
+    Trainer trainer(e, job);
+    const distributed::Communicator& group = trainer.mesh().all();
+    if (device.kind == Device::Kind::interpreted) {
+      EXPECT_EQ(group.home(), device);
+    }
+    for (const Communicator& comm : {job, group}) comm.reset_stats();
+    trainer.step();
+    EXPECT_EQ(group.stats().total().bytes_sent, trainer.data_parallel()->elements() * 4);
+    EXPECT_GT(job.stats().total().bytes_sent, 0);
+    EXPECT_EQ(job.stats()[distributed::Operation::all_reduce].calls, 2);
+  });
+}
 FOVEA_ON_DEVICES(TrainRanksOn);
 
 // Only the last micro-batch communicates: bytes of a step are those of the formula.
@@ -187,7 +228,8 @@ TEST(TrainOnRanks, BytesOfAStepAreThoseOfTheFormula) {
       const distributed::DataParallel& parallel = *trainer.data_parallel();
       EXPECT_GE(parallel.buckets(), 3u);
       for (int step = 0; step < 3; ++step) {
-        trainer.ranks().reset_stats();
+        for (const Communicator& group : {trainer.ranks(), trainer.mesh().all()})
+          group.reset_stats();
         trainer.step();
         EXPECT_EQ(parallel.early_buckets(), step > 0 ? parallel.buckets() : 0u);
         const int64_t P = 3;
@@ -197,9 +239,9 @@ TEST(TrainOnRanks, BytesOfAStepAreThoseOfTheFormula) {
           return 8 * both(n, n / P + (job.rank() < n % P ? 1 : 0));
         };
         const auto K = static_cast<int64_t>(trainer.model().module().parameters().size());
-        EXPECT_EQ(
-            trainer.ranks().stats().total().bytes_sent,
-            4 * both(parallel.elements(), parallel.own_elements()) + numbers(3) + numbers(2 + K));
+        EXPECT_EQ(trainer.mesh().all().stats().total().bytes_sent,
+                  4 * both(parallel.elements(), parallel.own_elements()));
+        EXPECT_EQ(trainer.ranks().stats().total().bytes_sent, numbers(3) + numbers(2 + K));
       }
     });
 }

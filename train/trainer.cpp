@@ -14,6 +14,7 @@
 #include "core/cuda/device.h"
 #include "core/fixed_point.h"
 #include "core/warning.h"
+#include "distributed/device_group.h"
 #include "nn/token_blocks.h"
 #include "train/sampler.h"
 
@@ -55,10 +56,11 @@ std::string keys_of(const std::string& toml) {
 }
 
 // The mesh of a job. Ranks of another version or config are refused before they do anything.
-distributed::Mesh mesh_of(Experiment& experiment, const distributed::Communicator& ranks) {
+distributed::Mesh mesh_of(Experiment& experiment, const distributed::Communicator& ranks,
+                          Device device) {
   distributed::check_agree(ranks, "version of fovea", FOVEA_VERSION);
   distributed::check_agree(ranks, "config", keys_of(config::resolved_toml(experiment)));
-  return {ranks, mesh_sizes(experiment.mesh, ranks.size())};
+  return {distributed::device_group(ranks, device), mesh_sizes(experiment.mesh, ranks.size())};
 }
 
 // Evaluations come late in a run: held-out data that the model cannot take are refused at its
@@ -114,11 +116,12 @@ std::string exact(double value) {
 Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks,
                  const nn::MixerFactory& mixer)
     : experiment_(experiment),
-      mesh_(mesh_of(experiment, ranks)),
-      parts_(mesh_, experiment.mesh),
-      device_(device_of(experiment.train)) {
+      job_(ranks),
+      device_(device_of(experiment.train)),
+      mesh_(mesh_of(experiment, ranks, device_)),
+      parts_(mesh_, experiment.mesh) {
   const TrainOptions& train = experiment.train;
-  const bool alone = this->ranks().size() == 1;
+  const bool alone = ranks.size() == 1;
   if (train.threads > 0) {
     const auto threads = static_cast<int>(train.threads);
     alone ? set_num_threads(threads) : void(threads_.emplace(threads));
@@ -174,7 +177,7 @@ void Trainer::join_ranks() {
   for (const nn::NamedParameter& p : parameters_)
     options.whole.push_back(whole_cost(experiment_.optimizer, p.name, p.variable.shape()));
   options.exact = experiment_.mesh.block > 0;
-  parallel_ = std::make_unique<distributed::DataParallel>(ranks(), parameters_, options);
+  parallel_ = std::make_unique<distributed::DataParallel>(mesh_.all(), job_, parameters_, options);
 }
 
 // ---- one step -----------------------------------------------------------------------------------

@@ -6,8 +6,9 @@
 //
 // Several ranks train as one: the batch is cut over mesh.data, its sequences over mesh.ring and
 // mesh.ulysses, the loss is the mean over the scored positions of all, and gradients are summed
-// over all ranks (distributed/data_parallel.h). Constructor, save, load, train, evaluate,
-// sample_text and step are then calls of all ranks at once.
+// over all ranks (distributed/data_parallel.h). Tensors of the device go by its group
+// (distributed/device_group.h), numbers of the host by the job. Constructor, save, load, train,
+// evaluate, sample_text and step are then calls of all ranks at once.
 
 #include <atomic>
 #include <chrono>
@@ -83,7 +84,8 @@ class Trainer {
   bool captured() const { return graph_->captured(); }
   const data::Description& data() const { return train_source_->description(); }
   int64_t completed_steps() const { return step_; }
-  const distributed::Communicator& ranks() const { return mesh_.all(); }
+  const distributed::Communicator& ranks() const { return job_; }
+  const distributed::Mesh& mesh() const { return mesh_; }  // of the device's group
   const distributed::DataParallel* data_parallel() const { return parallel_.get(); }
 
  private:
@@ -117,10 +119,11 @@ class Trainer {
   int64_t units() const { return step_ * experiment_.train.batch * model_->units_per_sample(); }
 
   Experiment& experiment_;
+  const distributed::Communicator job_;
+  const Device device_;
   const distributed::Mesh mesh_;
   SequenceParts parts_;
   std::optional<ThreadShare> threads_;
-  Device device_;
   std::unique_ptr<data::Source> train_source_, val_source_;
   std::unique_ptr<data::Loader> loader_;
   std::unique_ptr<Model> model_;

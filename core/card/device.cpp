@@ -123,6 +123,9 @@ DeviceInfo device_info(int index) {
               info.architecture, "; these kernels need sm_", kOldestArchitecture,
               " or later; use --device=cpu");
   info.processors = properties.multiProcessorCount;
+  std::array<char, 32> bus{};
+  FOVEA_CUDA_CHECK(cudaDeviceGetPCIBusId(bus.data(), static_cast<int>(bus.size()), index));
+  info.bus = bus.data();
   size_t free = 0, total = 0;
   FOVEA_CUDA_CHECK(cudaSetDevice(index));
   FOVEA_CUDA_CHECK(cudaMemGetInfo(&free, &total));

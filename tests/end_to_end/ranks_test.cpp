@@ -4,6 +4,7 @@
 #include <random>
 #include <sstream>
 
+#include "core/error.h"
 #include "tests/end_to_end/program.h"
 
 namespace fovea::train {
@@ -257,6 +258,45 @@ TEST_F(OnRanks, AFullDiskEndsAllRanksInOneLine) {
   EXPECT_LINE(full.error, "File too large");
   EXPECT_EQ(std::count(full.error.begin(), full.error.end(), '\n'), 1) << full.error;
   EXPECT_TRUE(fs::is_empty(runs().at(0) / "checkpoints"));
+}
+
+// The cluster bench: its rows come out of real runs over two processes of a device that is there;
+// without a card each row says so.
+TEST_F(OnRanks, TheClusterBenchFillsItsTableOrSaysWhyNot) {
+  if (!processes(2)) GTEST_SKIP() << "no mpirun";
+  if (std::system("python3 -c '' 2>/dev/null") != 0) GTEST_SKIP() << "no python3";
+  std::string words;  // all but "-n 2"
+  for (size_t i = 0; i + 2 < launcher.size(); ++i) words += (i == 0 ? "" : " ") + launcher[i];
+  threads();
+  const char* program = std::getenv("FOVEA_PROGRAM");
+  const std::string bench = concat("python3 scripts/bench_gpu_cluster --program ",
+                                   program != nullptr ? program : FOVEA_PROGRAM, " --launcher '",
+                                   words, "' --scratch ", folder.string(), " "),
+                    table = (folder / "table.md").string();
+  const auto rows = [&](const std::string& part) {
+    const std::string text = read_file(table);
+    int count = 0;
+    for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1))
+      ++count;
+    return count;
+  };
+  const auto run = [&](const std::string& options) {
+    return WEXITSTATUS(std::system((bench + options + " > " + table).c_str()));
+  };
+#if defined(FOVEA_INTERPRETED)
+  const std::string device = "interpreted";
+#else
+  const std::string device = "cpu";
+#endif
+  ASSERT_EQ(run("--device " + device + " --quick --seconds 0 --ranks 2 --masks causal"), 0)
+      << read_file(table);
+  EXPECT_EQ(rows("\n| "), 12 + 2 + 4) << read_file(table);  // collectives, attention, steps
+  EXPECT_EQ(rows(", exact |"), 12 + 2);
+  EXPECT_EQ(rows("tokens/s"), 4);
+  // No card can be 4096 ranks', wherever this runs.
+  ASSERT_EQ(run("--quick --ranks 4096 --masks causal"), 1);
+  EXPECT_EQ(rows("| not measured: "), rows("\n| "));
+  EXPECT_EQ(run("--ranks 0 2> /dev/null"), 2);
 }
 
 }  // namespace

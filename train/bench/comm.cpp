@@ -5,6 +5,8 @@
 #include <chrono>
 #include <functional>
 
+#include "core/stream.h"
+
 namespace fovea::train {
 namespace {
 
@@ -32,26 +34,28 @@ double largest(const Communicator& comm, double value) {
   return x.item();
 }
 
-CommRow measure(const Communicator& comm, Operation operation, int64_t bytes, double seconds,
-                const std::function<void()>& f) {
+// job: in which the ranks agree; comm: of f.
+CommRow measure(const Communicator& job, const Communicator& comm, Operation operation,
+                int64_t bytes, double seconds, Device device, const std::function<void()>& f) {
   const auto time = [&] {
-    comm.barrier();
+    job.barrier();
     const auto start = std::chrono::steady_clock::now();
     f();
+    synchronize(device);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
   time();
   constexpr double kMost = 1000.0;  // calls; the ranks agree on them
-  const auto calls = static_cast<int64_t>(std::clamp(seconds / largest(comm, time()), 5.0, kMost));
+  const auto calls = static_cast<int64_t>(std::clamp(seconds / largest(job, time()), 5.0, kMost));
   const int64_t before = comm.stats()[operation].bytes_sent;
   f();
   const Tensor sent =
       Tensor::from(std::vector<int64_t>{comm.stats()[operation].bytes_sent - before}, {1});
-  comm.all_reduce(sent).wait();
+  job.all_reduce(sent).wait();
   std::vector<double> times;
   for (int64_t i = 0; i < calls; ++i) times.push_back(time());
   std::sort(times.begin(), times.end());
-  const double median = largest(comm, times[times.size() / 2]);
+  const double median = largest(job, times[times.size() / 2]);
   CommRow row{operation,
               bytes,
               1e3 * median,
@@ -64,18 +68,19 @@ CommRow measure(const Communicator& comm, Operation operation, int64_t bytes, do
 
 }  // namespace
 
-std::vector<CommRow> bench_comm(const Communicator& comm, Dtype dtype, double seconds,
+std::vector<CommRow> bench_comm(const Communicator& job, const Communicator& comm,
+                                const std::vector<int64_t>& sizes, Dtype dtype, double seconds,
                                 Device device) {
   const int P = comm.size(), rank = comm.rank();
   std::vector<CommRow> rows;
-  rows.push_back(measure(comm, Operation::barrier, 0, seconds, [&] { comm.barrier(); }));
-  for (const int64_t size :
-       {int64_t{1} << 10, int64_t{1} << 16, int64_t{1} << 20, int64_t{1} << 24}) {
+  rows.push_back(
+      measure(job, comm, Operation::barrier, 0, seconds, device, [&] { comm.barrier(); }));
+  for (const int64_t size : sizes) {
     const int64_t part = std::max<int64_t>(1, size / size_of(dtype) / P), n = part * P;
     const Tensor x = Tensor::zeros({n}, dtype, device), y = Tensor::zeros({n}, dtype, device);
     const Tensor own = Tensor::zeros({part}, dtype, device);
     const auto add = [&](Operation operation, const std::function<void()>& f) {
-      rows.push_back(measure(comm, operation, x.bytes(), seconds, f));
+      rows.push_back(measure(job, comm, operation, x.bytes(), seconds, device, f));
     };
     add(Operation::all_reduce, [&] { comm.all_reduce(x).wait(); });
     add(Operation::reduce_scatter, [&] { comm.reduce_scatter(own, x).wait(); });

@@ -16,9 +16,12 @@ struct CommRow {
   int64_t formula_bytes = 0;
 };
 
-// Every operation with tensors of 1 KiB, 64 KiB, 1 MiB and 16 MiB on `device`, each for about
-// `seconds`. All ranks call it and get the same rows.
-std::vector<CommRow> bench_comm(const distributed::Communicator& comm, Dtype dtype, double seconds,
+// Every operation with tensors of about so many bytes, each for about `seconds`, in `group`: a
+// job's group for the tensors of a device (distributed/device_group.h). All ranks call it and get
+// the same rows.
+std::vector<CommRow> bench_comm(const distributed::Communicator& job,
+                                const distributed::Communicator& group,
+                                const std::vector<int64_t>& sizes, Dtype dtype, double seconds,
                                 Device device);
 
 }  // namespace fovea::train

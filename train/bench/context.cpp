@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 
 #include "attention/mask_options.h"
 #include "distributed/context_attention.h"
+#include "distributed/device_group.h"
 #include "train/bench/roof.h"
 
 namespace fovea::train {
@@ -94,9 +96,11 @@ double reduced(const Communicator& comm, double value, Reduce op) {
 // One problem on one mesh: calls it, counts, times.
 class Runner {
  public:
-  Runner(const Communicator& world, const ContextBench& bench, const Division& d,
-         const distributed::Layout& layout, const attention::Mask& mask, Dtype dtype, Device device)
-      : world_(world), mesh_(world, d.mesh), mask_(mask.to(device)), device_(device) {
+  // world: in which the ranks agree; mesh: of their tensors.
+  Runner(const Communicator& world, const distributed::Mesh& mesh, const ContextBench& bench,
+         const Division& d, const distributed::Layout& layout, const attention::Mask& mask,
+         Dtype dtype, Device device)
+      : world_(world), mesh_(mesh), mask_(mask.to(device)), device_(device) {
     distributed::ContextOptions options;
     if (d.travel == Travel::gather) options.exchange = distributed::Exchange::gather;
     options.window = d.window;
@@ -117,18 +121,13 @@ class Runner {
   }
 
   // One call: seconds of forward and backward of this rank.
-  std::pair<double, double> run() {
-    for (const Variable& x : {q_, k_, v_}) x.zero_grad();
-    world_.barrier();
-    const auto start = now();
-    const Variable out = (*attend_)(softmax_rule(), q_, k_, v_, Variable(), Tensor(), mask_, {});
-    wait_for(device_);
-    const auto middle = now();
-    world_.barrier();
-    const auto again = now();
-    out.backward(dout_);
-    wait_for(device_);
-    return {seconds(start, middle), seconds(again, now())};
+  std::pair<double, double> run() { return run(mask_); }
+  // The same where no query sees a key.
+  double exchange() {
+    const int64_t N = attend_->layout().tokens();
+    const Tensor nobody = Tensor::full({1, N}, -1, Dtype::i32);
+    const auto [f, b] = run(attention::Mask().documents(nobody, nobody).to(device_));
+    return f + b;
   }
   // Of the two groups.
   distributed::CommStats::Count count() const {
@@ -140,6 +139,19 @@ class Runner {
   }
 
  private:
+  std::pair<double, double> run(const attention::Mask& mask) {
+    for (const Variable& x : {q_, k_, v_}) x.zero_grad();
+    world_.barrier();
+    const auto start = now();
+    const Variable out = (*attend_)(softmax_rule(), q_, k_, v_, Variable(), Tensor(), mask, {});
+    wait_for(device_);
+    const auto middle = now();
+    world_.barrier();
+    const auto again = now();
+    out.backward(dout_);
+    wait_for(device_);
+    return {seconds(start, middle), seconds(again, now())};
+  }
   using Clock = std::chrono::steady_clock;
   static Clock::time_point now() { return Clock::now(); }
   static double seconds(Clock::time_point a, Clock::time_point b) {
@@ -147,7 +159,7 @@ class Runner {
   }
 
   const Communicator& world_;
-  distributed::Mesh mesh_;
+  const distributed::Mesh& mesh_;
   attention::Mask mask_;
   Device device_;
   std::optional<ContextAttention> attend_;
@@ -164,7 +176,7 @@ void time(ContextRow& row, Runner& runner, const Communicator& world, double sec
   constexpr double kMost = 200.0;
   const auto calls =
       static_cast<int>(std::clamp(seconds / reduced(world, f + b, Reduce::max), 3.0, kMost));
-  std::vector<double> forward, backward;
+  std::vector<double> forward, backward, exchange;
   const double waited = runner.count().wait_seconds;
   double spent = 0.0;
   for (int i = 0; i < calls; ++i) {
@@ -179,6 +191,9 @@ void time(ContextRow& row, Runner& runner, const Communicator& world, double sec
   };
   row.waiting =
       reduced(world, (runner.count().wait_seconds - waited) / spent, Reduce::sum) / world.size();
+  for (int i = 0; i < calls; ++i)
+    exchange.push_back(reduced(world, runner.exchange(), Reduce::max));
+  row.exchange_ms = 1e3 * median(exchange);
   row.forward_ms = 1e3 * median(forward);
   row.backward_ms = 1e3 * median(backward);
 }
@@ -224,6 +239,8 @@ attention::Mask benchmark_mask(const std::string& name, int64_t N, uint64_t seed
 std::vector<ContextRow> bench_context(const Communicator& world, const ContextBench& bench,
                                       Dtype dtype, double seconds, Device device) {
   std::vector<ContextRow> rows;
+  const Communicator group = distributed::device_group(world, device);
+  std::map<std::pair<int, int>, std::unique_ptr<distributed::Mesh>> meshes;
   GptSizes z;
   z.layers = 1, z.heads = bench.heads, z.head_dim = bench.dim, z.tokens = bench.tokens;
   z.kv_heads = bench.kv_heads > 0 ? bench.kv_heads : bench.heads;
@@ -231,6 +248,7 @@ std::vector<ContextRow> bench_context(const Communicator& world, const ContextBe
   const int64_t N = bench.tokens;
   for (const std::string& mask_name : bench.masks) {
     const attention::Mask mask = benchmark_mask(mask_name, N);
+    const auto pairs = static_cast<double>(distributed::pairs_of(mask, N));
     for (const std::string& strategy : bench.strategies) {
       for (const std::string& order_name : bench.orders) {
         const Order order = order_name == "contiguous" ? Order::contiguous
@@ -247,23 +265,17 @@ std::vector<ContextRow> bench_context(const Communicator& world, const ContextBe
             order == Order::dispatched ? distributed::Layout::dispatched(
                                              mask, 1, N, std::max<int64_t>(1, N / (8 * R)), R, U)
                                        : distributed::Layout(order, N, R, U);
-        ContextRow row{mask_name, strategy, d.mesh, order};
+        ContextRow row{mask_name, strategy, d.mesh, order, std::string(group.transport())};
         row.balance = distributed::balance(layout, mask);
-        double pairs = 0.0;
-        for (int64_t i = 0; i < N; ++i) {
-          int64_t first, last;
-          mask.limits(i, N, N, first, last);
-          for (int64_t j = first; j < last && !mask.is_interval(); ++j)
-            pairs += mask.allowed(0, 0, i, j, N, N) ? 1.0 : 0.0;
-          if (mask.is_interval()) pairs += static_cast<double>(last - first);
-        }
         row.allowed = pairs / (static_cast<double>(N) * static_cast<double>(N));
         const SentBytes sent = sent_bytes(z, d, bench.batch);
         row.formula_bytes =
             static_cast<int64_t>(static_cast<double>(world.size()) *
                                  (sent.ring_forward + sent.ring_backward + sent.ring_sums +
                                   sent.ulysses_forward + sent.ulysses_backward));
-        Runner runner(world, bench, d, layout, mask, dtype, device);
+        auto& mesh = meshes[{R, U}];
+        if (!mesh) mesh = std::make_unique<distributed::Mesh>(group, d.mesh);
+        Runner runner(world, *mesh, bench, d, layout, mask, dtype, device);
         time(row, runner, world, seconds);
         row.gflops = 14e-9 * pairs * static_cast<double>(bench.batch * bench.heads * bench.dim) /
                      (1e-3 * (row.forward_ms + row.backward_ms)) / world.size();

@@ -27,11 +27,14 @@ struct ContextRow {
   std::string mask, strategy;
   distributed::MeshSizes mesh;
   distributed::Order order;
-  double allowed = 1;  // share of the N^2 pairs
+  std::string transport;  // of the exchanges: Communicator::transport()
+  double allowed = 1;     // share of the N^2 pairs
   distributed::Balance balance = {1, 1};
   double forward_ms = 0, backward_ms = 0;  // medians, of the slowest rank
   double gflops = 0;                       // of one rank, both passes: 3.5 x 4 pairs H D
-  double waiting = 0;                      // share of the time in which a rank stands still, mean
+  double exchange_ms = 0;  // median of both passes where no query sees a key: they only exchange
+  double waiting = 0;      // share of the time in which a rank's host stands still, mean; on a card
+                           // also while the card computes
   int64_t sent_bytes = 0, formula_bytes = 0;  // by all ranks, forward and backward
 };
 

@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include "core/testing/devices.h"
+#include "distributed/device_group.h"
 #include "distributed/launch.h"
+#include "train/bench/comm.h"
 
 namespace fovea::train {
 namespace {
@@ -40,6 +43,48 @@ TEST(ContextBench, EveryStrategySendsWhatItsFormulaSays) {
       EXPECT_GT(row.forward_ms, 0.0);
     }
   });
+}
+
+// A window of all ranks is one ring, and a mesh of the caller's is taken as it is.
+TEST(ContextBench, TheSmallestMeshesSendWhatTheirFormulasSay) {
+  ContextBench bench = small(2);
+  bench.strategies = {"double_ring", "usp", "ulysses"};
+  distributed::run_job(2, [&](const distributed::Communicator& world) {
+    for (const ContextRow& row : bench_context(world, bench, Dtype::f32, 0.0, kCpu)) {
+      EXPECT_GT(row.sent_bytes, 0);
+      EXPECT_EQ(row.sent_bytes, row.formula_bytes) << row.strategy;
+      EXPECT_GT(row.exchange_ms, 0.0);
+      EXPECT_EQ(row.transport, "threads");
+    }
+  });
+}
+
+// Tensors of a device by its group: the same bytes.
+TEST(ContextBench, BytesOfADeviceAreThoseOfItsGroup) {
+  ContextBench bench = small(2);
+  bench.heads = 2, bench.kv_heads = 2, bench.tokens = 8, bench.dim = 4;
+  bench.strategies = {"ring", "ulysses"};
+  for (const Device device : devices_to_test()) {
+    if (device.kind == Device::Kind::cuda) continue;  // one card, which ranks do not share here
+    distributed::run_job(2, [&](const distributed::Communicator& world) {
+      for (const ContextRow& row : bench_context(world, bench, Dtype::f32, 0.0, device))
+        EXPECT_EQ(row.sent_bytes, row.formula_bytes) << row.strategy << " on " << device;
+    });
+  }
+}
+
+TEST(CommBench, EveryOperationSendsWhatItsFormulaSays) {
+  for (const Device device : devices_to_test()) {
+    distributed::run_job(3, [&](const distributed::Communicator& job) {
+      const distributed::Communicator group = distributed::device_group(job, device);
+      const auto rows = bench_comm(job, group, {100, 4096}, Dtype::f32, 0.0, device);
+      EXPECT_EQ(rows.size(), 13u);
+      for (const CommRow& row : rows) {
+        EXPECT_EQ(row.sent_bytes, row.formula_bytes) << distributed::name(row.operation);
+        EXPECT_GT(row.median_ms, 0.0);
+      }
+    });
+  }
 }
 
 TEST(ContextBench, OrdersDifferInBalance) {

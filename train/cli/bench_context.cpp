@@ -13,11 +13,14 @@ namespace fovea::train::cli {
 namespace {
 
 void print(const std::vector<ContextRow>& rows, int ranks, const std::string& json) {
-  std::cout << std::left << std::setw(24) << concat(ranks, " ranks") << std::setw(13) << "strategy"
-            << std::setw(6) << "R x U" << std::setw(12) << " order" << std::right << std::setw(9)
-            << "allowed" << std::setw(9) << "balance" << std::setw(9) << "by step" << std::setw(12)
+  const std::string title = concat(ranks, " ranks", rows.empty() ? "" : ", ",
+                                   rows.empty() ? std::string() : rows[0].transport);
+  std::cout << std::left << std::setw(24) << title << std::setw(13) << "strategy" << std::setw(6)
+            << "R x U" << std::setw(12) << " order" << std::right << std::setw(9) << "allowed"
+            << std::setw(9) << "balance" << std::setw(9) << "by step" << std::setw(12)
             << "forward ms" << std::setw(13) << "backward ms" << std::setw(17) << "GFLOP/s a rank"
-            << std::setw(10) << "waiting" << std::setw(14) << "bytes sent"
+            << std::setw(13) << "exchange ms" << std::setw(10) << "waiting" << std::setw(14)
+            << "bytes sent"
             << "  against the formula\n";
   nlohmann::json all = nlohmann::json::array();
   for (const ContextRow& row : rows) {
@@ -29,8 +32,9 @@ void print(const std::vector<ContextRow>& rows, int ranks, const std::string& js
               << std::setprecision(3) << std::setw(9) << row.balance.total << std::setw(9)
               << row.balance.stepwise << std::setprecision(2) << std::setw(12) << row.forward_ms
               << std::setw(13) << row.backward_ms << std::setprecision(1) << std::setw(17)
-              << row.gflops << std::setprecision(0) << std::setw(8) << 100 * row.waiting << " %"
-              << std::setw(14) << row.sent_bytes << "  "
+              << row.gflops << std::setprecision(2) << std::setw(13) << row.exchange_ms
+              << std::setprecision(0) << std::setw(8) << 100 * row.waiting << " %" << std::setw(14)
+              << row.sent_bytes << "  "
               << (more == 0 ? "exact" : concat(more > 0 ? "+" : "", more, " bytes")) << '\n';
     all.push_back({{"mask", row.mask},
                    {"strategy", row.strategy},
@@ -43,7 +47,9 @@ void print(const std::vector<ContextRow>& rows, int ranks, const std::string& js
                    {"forward_ms", row.forward_ms},
                    {"backward_ms", row.backward_ms},
                    {"gflops_a_rank", row.gflops},
+                   {"exchange_ms", row.exchange_ms},
                    {"waiting", row.waiting},
+                   {"transport", row.transport},
                    {"sent_bytes", row.sent_bytes},
                    {"formula_bytes", row.formula_bytes}});
   }

@@ -11,6 +11,8 @@
 #include "core/cpu/isa.h"
 #include "core/cuda/device.h"
 #include "core/parallel.h"
+#include "distributed/device_group.h"
+#include "distributed/local_card.h"
 #include "train/bench/roof.h"
 #include "train/cli/cli.h"
 #include "train/progress.h"
@@ -49,6 +51,33 @@ std::string device_line(Device device) {
   }
 }
 
+// What `mpirun -n P fovea train CONFIG --device=cuda` does on this node.
+void cards_of_ranks() {
+  std::cout << "\nranks, a card each (mpirun, srun)\n  ";
+  distributed::Environment environment = distributed::environment_of_process();
+  const auto card = [&](int rank) {
+    environment["OMPI_COMM_WORLD_LOCAL_RANK"] = std::to_string(rank);
+    return distributed::visible_card(environment, distributed::cards_of_node);
+  };
+  try {
+    const std::optional<std::string> first = card(0);
+    std::string cards = first.value_or("");
+    int ranks = 1;
+    for (; first && card(ranks) != first; ++ranks) cards += ", " + *card(ranks);
+    if (first)
+      std::cout << "local ranks 0 to " << ranks - 1 << " take cards " << cards
+                << "; more of them share these and go through the host\n";
+    else if (const auto list = environment.find("CUDA_VISIBLE_DEVICES"); list != environment.end())
+      std::cout << "CUDA_VISIBLE_DEVICES is \"" << list->second << "\", and all ranks keep it\n";
+    else
+      std::cout << distributed::cards_of_node() << " cards on this node\n";
+  } catch (const Error& error) {
+    std::cout << error.what() << '\n';
+  }
+  const distributed::Nccl nccl = distributed::find_nccl();
+  std::cout << "  NCCL " << (nccl.why.empty() ? nccl.version : "missing: " + nccl.why) << '\n';
+}
+
 void doctor() {
   std::cout << "fovea " FOVEA_VERSION "\n\nprocessor\n  " << cpu_name()
             << "\n  kernels: " << name(cpu_isa()) << ", " << num_threads()
@@ -72,6 +101,7 @@ void doctor() {
           "dataset-fashion-mnist");
   std::cout << "\ndevices\n";
   for (const Device device : devices_of_build()) std::cout << "  " << device_line(device) << '\n';
+  cards_of_ranks();
 }
 
 }  // namespace

@@ -44,6 +44,8 @@ void describe(const Experiment& experiment, Trainer& trainer, const RunFolder& f
     if (data < P)
       std::cout << " (data " << data << " x ring " << ring << " x ulysses " << ulysses << ")";
     std::cout << (experiment.train.zero == 1 ? ", ZeRO-1" : "");
+    if (const std::string_view way = trainer.mesh().all().transport(); way == "nccl")
+      std::cout << ", a card each (NCCL)";
   }
   std::cout << '\n' << folder.path().string() << std::endl;
 }

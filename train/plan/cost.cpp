@@ -127,7 +127,9 @@ SentBytes sent_bytes(const GptSizes& z, const Division& d, int64_t B) {
   switch (d.travel) {
     case Travel::ring:
       sent.ring_forward = sent.ring_backward = (p.R - 1) * keys * p.e;
-      sent.ring_sums = (p.R + (d.window > 0 ? p.R / number(d.window) : 0.0)) * keys * p.f;
+      sent.ring_sums =
+          (p.R + (d.window > 0 && number(d.window) < p.R ? p.R / number(d.window) : 0.0)) * keys *
+          p.f;
       break;
     case Travel::gather:
       sent.ring_forward = sent.ring_backward = (p.R - 1) * keys * p.e;
