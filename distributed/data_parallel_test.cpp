@@ -212,7 +212,7 @@ TEST(DataParallel, WholeParametersAreOwnedInBalance) {
                 {concat(b, '.', parameters.size()), Variable(Tensor::zeros(shape), true)});
             options.whole.push_back(rows > 0 ? 256 * rows + 1024 : 0);
           }
-        const DataParallel parallel(comm, parameters, options);
+        const DataParallel parallel(comm, comm, parameters, options);
         int64_t cost = 0;
         const std::lock_guard lock(mutex);
         for (const nn::NamedParameter& own : parallel.own()) {
@@ -363,7 +363,7 @@ TEST(DataParallel, RefusesWhatItWouldSumWrongly) {
             std::string::npos);
   EXPECT_NE(error(1,
                   [](const Communicator& comm) {
-                    DataParallel(comm, Net().parameters, {128, true, true, {1, 2}});
+                    DataParallel(comm, comm, Net().parameters, {128, true, true, {1, 2}});
                   })
                 .find("2 costs of whole parameters for 5 parameters"),
             std::string::npos);
@@ -394,7 +394,7 @@ TEST(DataParallel, RefusesWhatItWouldSumWrongly) {
       << large;
   EXPECT_NE(error(1,
                   [](const Communicator& comm) {
-                    DataParallel(comm, Net().parameters, {.shard = true, .exact = true});
+                    DataParallel(comm, comm, Net().parameters, {.shard = true, .exact = true});
                   })
                 .find("exact sums of shards are not offered"),
             std::string::npos);
