@@ -16,8 +16,9 @@ nn::MixerFactory mixer_factory(const config::Choice& attention) {
   };
 }
 
-nn::CrossEntropyOptions loss_options(const TrainOptions& options) {
+nn::CrossEntropyOptions loss_options(const TrainOptions& options, const Tensor& dloss) {
   nn::CrossEntropyOptions loss;
+  loss.dloss = dloss;
   loss.label_smoothing = options.label_smoothing;
   loss.z_loss = options.z_loss;
   return loss;
@@ -50,10 +51,10 @@ class LanguageModel final : public Model {
   nn::Module& module() override { return gpt_; }
   void initialise(uint64_t seed) override { gpt_.initialise(seed, gpt_.options().init_scale); }
   void set_compute(Dtype compute) override { gpt_.set_compute(compute); }
-  Variable loss(const data::Batch& batch, const TrainOptions& options,
+  Variable loss(const data::Batch& batch, const TrainOptions& options, const Tensor& dloss,
                 const nn::SequencePart* part) override {
     return nn::cross_entropy(gpt_.forward(batch.inputs, Tensor(), part), batch.targets,
-                             loss_options(options));
+                             loss_options(options, dloss));
   }
   EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) override {
     const NoGrad no_grad;
@@ -88,12 +89,12 @@ class ImageModel final : public Model {
   nn::Module& module() override { return vit_; }
   void initialise(uint64_t seed) override { vit_.initialise(seed, vit_.options().init_scale); }
   void set_compute(Dtype compute) override { vit_.set_compute(compute); }
-  Variable loss(const data::Batch& batch, const TrainOptions& options,
+  Variable loss(const data::Batch& batch, const TrainOptions& options, const Tensor& dloss,
                 const nn::SequencePart*) override {
-    const Variable logits = vit_.forward(Variable(batch.inputs));
+    Variable logits = vit_.forward(Variable(batch.inputs));
     if (batch.soft_targets.defined())
-      return nn::cross_entropy_soft(logits, batch.soft_targets, loss_options(options));
-    return nn::cross_entropy(logits, batch.targets, loss_options(options));
+      return nn::cross_entropy_soft(logits, batch.soft_targets, loss_options(options, dloss));
+    return nn::cross_entropy(std::move(logits), batch.targets, loss_options(options, dloss));
   }
   EvalSums evaluate(const data::Batch& batch, const nn::SequencePart*) override {
     const NoGrad no_grad;

@@ -29,8 +29,9 @@ class Model {
   virtual void initialise(uint64_t seed) = 0;
   virtual void set_compute(Dtype compute) = 0;
   // Mean loss over the scored positions of `batch`, as a scalar Variable.
+  // dloss: what its backward will be given; absent: 1 (nn::CrossEntropyOptions).
   // part: the batch holds this part of its sequences.
-  virtual Variable loss(const data::Batch& batch, const TrainOptions& options,
+  virtual Variable loss(const data::Batch& batch, const TrainOptions& options, const Tensor& dloss,
                         const nn::SequencePart* part) = 0;
   // Without gradient, in evaluation mode: no smoothing, no dropout.
   virtual EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) = 0;

@@ -181,7 +181,7 @@ struct Images {
     model->module().zero_grad();
     const Variable loss =
         model->loss({batch.inputs.to(device), batch.targets, batch.soft_targets.to(device)},
-                    experiment.train, nullptr);
+                    experiment.train, Tensor(), nullptr);
     loss.backward();
     StepWork work{{loss.value()}, gradient_norm(parameters)};
     if (spoil) spoil();

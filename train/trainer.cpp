@@ -257,13 +257,14 @@ std::vector<Tensor> Trainer::accumulate(const data::Batch& batch, const nn::Sequ
     random.first_sample = first_sample_ + begin;
     const RandomScope scope(random);
     const data::Batch micro_batch = slice(batch, begin, std::min(samples, begin + micro));
-    const Variable loss = model_->loss(moved(micro_batch, device_), train, part);
+    const Tensor dloss = host_input({}, Dtype::f32, device_, [this, i](void* to) {
+      *static_cast<float*>(to) = static_cast<float>(weights_[i]);
+    });
+    const Variable loss = model_->loss(moved(micro_batch, device_), train, dloss, part);
     losses[i] = loss.value();
     if (device_.is_cpu()) check_loss(losses[i].item());
     if (parallel_ && i + 1 == last) parallel_->arm();
-    loss.backward(host_input(loss.shape(), Dtype::f32, device_, [this, i](void* to) {
-      *static_cast<float*>(to) = static_cast<float>(weights_[i]);
-    }));
+    loss.backward(dloss);
   }
   return losses;
 }

@@ -123,6 +123,7 @@ DeviceInfo device_info(int index) {
               info.architecture, "; these kernels need sm_", kOldestArchitecture,
               " or later; use --device=cpu");
   info.processors = properties.multiProcessorCount;
+  info.shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
   size_t free = 0, total = 0;
   FOVEA_CUDA_CHECK(cudaSetDevice(index));
   FOVEA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
