@@ -39,6 +39,9 @@ class Variable {
   Dtype dtype() const { return value().dtype(); }
   bool requires_grad() const { return state_ != nullptr && state_->requires_grad; }
   bool is_leaf() const { return state_ == nullptr || state_->producer == nullptr; }
+  // Whether nobody else sees the value: no other handle, no other tensor. Who is given such a
+  // Variable for good may overwrite it.
+  bool is_sole() const { return state_.use_count() == 1 && state_->value.is_sole(); }
 
   // Gradient of a leaf: same shape and dtype as value(); absent until a backward reaches it, and
   // after zero_grad().

@@ -2,6 +2,8 @@
 #include "core/device.h"
 
 #include <charconv>
+#include <map>
+#include <mutex>
 #include <string>
 
 #include "core/cuda/device.h"
@@ -20,6 +22,17 @@ constexpr bool has(Device::Kind kind) {
 }
 
 }  // namespace
+
+const DeviceInfo& known_device(Device device) {
+  static std::mutex mutex;
+  static std::map<std::pair<Device::Kind, int>, DeviceInfo> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const std::pair<Device::Kind, int> key{device.kind, device.index};
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  const DeviceInfo info = FOVEA_GPU_CALL(device, device_info, device.index);
+  return known[key] = info;
+}
 
 std::vector<Device> devices_of_build() {
   std::vector<Device> devices;

@@ -88,6 +88,8 @@ class Tensor {
   Device device() const { return storage_ ? storage_->device() : kCpu; }
   bool is_contiguous() const;
   bool shares_storage_with(const Tensor& other) const { return storage_ == other.storage_; }
+  // Whether no other tensor shares its storage.
+  bool is_sole() const { return storage_.use_count() == 1; }
   // What the storage counts to from now on, in place of the label under which it was made.
   void set_memory_group(MemoryGroup group) const {
     if (storage_) storage_->set_group(group);

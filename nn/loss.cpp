@@ -5,7 +5,9 @@
 #include <cstring>
 
 #include "autograd/ops.h"
+#include "core/cuda/device.h"
 #include "core/graph.h"
+#include "core/ops/elementwise.h"
 #include "core/parallel.h"
 #include "nn/cpu/kernels.h"
 #include "nn/cuda/loss.h"
@@ -41,6 +43,20 @@ double element(const Tensor& rows, int64_t r, int64_t j) {
   }
 }
 
+void set_element(const Tensor& rows, int64_t r, int64_t j, double value) {
+  const int64_t at = r * rows.dim(1) + j;
+  switch (rows.dtype()) {
+    case Dtype::f64:
+      rows.data<double>()[at] = value;
+      return;
+    case Dtype::bf16:
+      rows.data<bf16>()[at] = bf16(static_cast<float>(value));
+      return;
+    default:
+      rows.data<float>()[at] = static_cast<float>(value);
+  }
+}
+
 // How many of labels [R] are scored. Throws for one that is no class.
 int64_t count_scored(const int64_t* labels, int64_t rows, int64_t classes, int64_t ignore) {
   int64_t scored = 0;
@@ -53,20 +69,22 @@ int64_t count_scored(const int64_t* labels, int64_t rows, int64_t classes, int64
   return scored;
 }
 
+// Forward computes the gradient too, where one is wanted.
 class CrossEntropyFn final : public Function {
  public:
-  // targets: i64 [R], or f32 [R, V] when soft. divergence: less the entropy of soft targets, on GPU
-  // devices.
+  // targets: i64 [R], or f32 [R, V] when soft. overwrite: nobody else sees the logits. divergence:
+  // less the entropy of soft targets, on GPU devices.
   CrossEntropyFn(const Tensor& targets, const CrossEntropyOptions& options, bool soft,
-                 bool divergence = false)
+                 bool overwrite, bool divergence = false)
       : targets_(soft ? targets : targets.to(kCpu)),
         options_(options),
         soft_(soft),
+        overwrite_(overwrite),
         divergence_(divergence) {}
   const char* name() const override { return "cross_entropy"; }
 
   Tensor forward(const Tensor& logits) {
-    check_operands(name(), logits);
+    check_operands(name(), logits, {{"the gradient of the loss", options_.dloss}});
     shape_ = logits.shape();
     const int64_t v = logits.dim(-1);
     const Tensor rows = logits.reshape({-1, v}).contiguous();
@@ -74,120 +92,137 @@ class CrossEntropyFn final : public Function {
     FOVEA_CHECK(targets_.numel() == (soft_ ? count * v : count), "cross_entropy: logits are ",
                 logits.shape(), " but targets are ", targets_.shape());
     if (soft_) targets_ = targets_.to(logits.device());
-    if (!rows.device().is_cpu()) return forward_gpu(rows);
-    scored_ =
-        soft_ ? count : count_scored(targets_.data<int64_t>(), count, v, options_.ignore_index);
-    const Tensor lse = Tensor::zeros({count}, Dtype::f64),
-                 loss = Tensor::zeros({count}, Dtype::f64);
-    const double e = options_.label_smoothing;
-    parallel_for(
-        0, count, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, v)),
-        [&](int64_t begin, int64_t end) {
-          for (int64_t r = begin; r < end; ++r) {
-            if (ignored(r)) continue;
-            double total = 0.0, z = 0.0;
-            if (rows.dtype() == Dtype::f64) {
-              z = log_sum_exp_f64(rows.data<double>() + r * v, v, total);
-            } else {
-              float sum = 0.0f;
-              z = static_cast<double>(FOVEA_SIMD_CALL(row_log_sum_exp, row_of(rows, r),
-                                                      rows.dtype(), v, e > 0.0 ? &sum : nullptr));
-              total = static_cast<double>(sum);
-            }
-            double hit = 0.0, mass = 1.0;
-            if (soft_) {
-              mass = 0.0;
-              const float* t = targets_.data<float>() + r * v;
-              for (int64_t j = 0; j < v; ++j) {
-                mass += static_cast<double>(t[j]);
-                hit += static_cast<double>(t[j]) * element(rows, r, j);
-              }
-            } else {
-              hit = element(rows, r, targets_.data<int64_t>()[r]);
-            }
-            lse.data<double>()[r] = z;
-            loss.data<double>()[r] = (1.0 - e) * (z * mass - hit) +
-                                     (e > 0.0 ? e * (z - total / static_cast<double>(v)) : 0.0) +
-                                     options_.z_loss * z * z;
-          }
-        });
-    double mean = 0.0;
-    for (int64_t r = 0; r < count; ++r) mean += loss.data<double>()[r];
-    save(rows, lse);
-    return Tensor::full({}, scored_ > 0 ? mean / static_cast<double>(scored_) : 0.0,
-                        logits.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32);
+    Tensor d;
+    if (any_wanted()) d = overwrite_ ? rows : Tensor::empty_like(rows);
+    const Tensor loss = rows.device().is_cpu() ? forward_cpu(rows, d) : forward_gpu(rows, d);
+    save(d);
+    targets_ = Tensor();
+    return loss;
   }
 
   Tensors backward(const Tensors& dout) override {
-    if (!targets_.device().is_cpu()) return {backward_gpu(dout[0])};
-    const auto [rows_saved, lse_saved] = saved<2>();
-    const Tensor rows = rows_saved, lse = lse_saved;
-    const int64_t count = rows.dim(0), v = rows.dim(1);
-    const Tensor d = Tensor::empty(rows.shape(), rows.dtype());
-    const bool stream = d.bytes() > kCacheBytes;
-    const double g = scored_ > 0 ? dout[0].item() / static_cast<double>(scored_) : 0.0,
-                 e = options_.label_smoothing;
-    parallel_for(0, count, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, v)),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t r = begin; r < end; ++r) {
-                     if (ignored(r)) {
-                       std::memset(row_of(d, r), 0, static_cast<size_t>(v * size_of(d.dtype())));
-                       continue;
-                     }
-                     const double z = lse.data<double>()[r];
-                     double mass = 1.0;
-                     if (soft_) {
-                       mass = 0.0;
-                       for (int64_t j = 0; j < v; ++j)
-                         mass += static_cast<double>(targets_.data<float>()[r * v + j]);
-                     }
-                     // dl_j = p_j (mass (1 - e) + e + 2 z_loss z) - e / V - (1 - e) t_j
-                     const double scale = g * ((1.0 - e) * mass + e + 2.0 * options_.z_loss * z),
-                                  shift = -g * e / static_cast<double>(v);
-                     if (rows.dtype() == Dtype::f64) {
-                       for (int64_t j = 0; j < v; ++j)
-                         d.data<double>()[r * v + j] =
-                             scale * std::exp(rows.data<double>()[r * v + j] - z) + shift;
-                     } else {
-                       FOVEA_SIMD_CALL(row_softmax_gradient, row_of(d, r), row_of(rows, r),
-                                       rows.dtype(), v, static_cast<float>(z),
-                                       static_cast<float>(scale), static_cast<float>(shift),
-                                       stream);
-                     }
-                     const auto hit = [&](int64_t j, double t) {
-                       const double value =
-                           scale * std::exp(element(rows, r, j) - z) + shift - g * (1.0 - e) * t;
-                       if (rows.dtype() == Dtype::f64)
-                         d.data<double>()[r * v + j] = value;
-                       else if (rows.dtype() == Dtype::bf16)
-                         d.data<bf16>()[r * v + j] = bf16(static_cast<float>(value));
-                       else
-                         d.data<float>()[r * v + j] = static_cast<float>(value);
-                     };
-                     if (!soft_) {
-                       hit(targets_.data<int64_t>()[r], 1.0);
-                     } else {
-                       for (int64_t j = 0; j < v; ++j) {
-                         if (targets_.data<float>()[r * v + j] != 0.0f)
-                           hit(j, static_cast<double>(targets_.data<float>()[r * v + j]));
-                       }
-                     }
-                   }
-                 });
+    const auto [d] = saved<1>();
+    const Tensor& assumed = options_.dloss;
+    if (d.device().is_cpu()) {
+      const double was = assumed.defined() ? assumed.item() : 1.0, is = dout[0].item();
+      if (is != was) scale_(d, is / was);
+    } else {
+      FOVEA_GPU_CALL(d.device(), scale_gradient, d.raw(), d.dtype(), d.numel(),
+                     dout[0].data<float>(), assumed.defined() ? assumed.data<float>() : nullptr,
+                     stream_of(d.device()));
+    }
     return {d.view(shape_)};
   }
 
  private:
-  Tensor forward_gpu(const Tensor& rows) {
+  Tensor forward_cpu(const Tensor& rows, const Tensor& d) const {
+    const int64_t count = rows.dim(0), v = rows.dim(1);
+    const int64_t scored =
+        soft_ ? count : count_scored(targets_.data<int64_t>(), count, v, options_.ignore_index);
+    const Tensor loss = Tensor::zeros({count}, Dtype::f64);
+    const double dloss = options_.dloss.defined() ? options_.dloss.item() : 1.0,
+                 g = scored > 0 ? dloss / static_cast<double>(scored) : 0.0;
+    const bool stream = d.defined() && d.raw() != rows.raw() && d.bytes() > kCacheBytes;
+    parallel_for(0, count, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, v)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t r = begin; r < end; ++r) {
+                     if (!soft_ && targets_.data<int64_t>()[r] == options_.ignore_index) {
+                       if (d.defined())
+                         std::memset(row_of(d, r), 0, static_cast<size_t>(v * size_of(d.dtype())));
+                       continue;
+                     }
+                     const Row row = loss_of(rows, r);
+                     loss.data<double>()[r] = row.loss;
+                     if (d.defined()) gradient_of(d, rows, r, row, g, stream);
+                   }
+                 });
+    double mean = 0.0;
+    for (int64_t r = 0; r < count; ++r) mean += loss.data<double>()[r];
+    return Tensor::full({}, scored > 0 ? mean / static_cast<double>(scored) : 0.0,
+                        rows.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32);
+  }
+
+  struct Row {
+    double loss, lse, mass;  // mass: sum of the targets
+  };
+  Row loss_of(const Tensor& rows, int64_t r) const {
+    const int64_t v = rows.dim(1);
+    const double e = options_.label_smoothing;
+    double total = 0.0, z = 0.0;
+    if (rows.dtype() == Dtype::f64) {
+      z = log_sum_exp_f64(rows.data<double>() + r * v, v, total);
+    } else {
+      float sum = 0.0f;
+      z = static_cast<double>(FOVEA_SIMD_CALL(row_log_sum_exp, row_of(rows, r), rows.dtype(), v,
+                                              e > 0.0 ? &sum : nullptr));
+      total = static_cast<double>(sum);
+    }
+    double hit = 0.0, mass = 1.0;
+    if (soft_) {
+      mass = 0.0;
+      const float* t = targets_.data<float>() + r * v;
+      for (int64_t j = 0; j < v; ++j) {
+        mass += static_cast<double>(t[j]);
+        hit += static_cast<double>(t[j]) * element(rows, r, j);
+      }
+    } else {
+      hit = element(rows, r, targets_.data<int64_t>()[r]);
+    }
+    return {(1.0 - e) * (z * mass - hit) +
+                (e > 0.0 ? e * (z - total / static_cast<double>(v)) : 0.0) +
+                options_.z_loss * z * z,
+            z, mass};
+  }
+
+  // dl_j = g (p_j (mass (1 - e) + e + 2 z_loss lse) - e / V - (1 - e) t_j); d may be the logits,
+  // where targets are labels.
+  void gradient_of(const Tensor& d, const Tensor& rows, int64_t r, const Row& row, double g,
+                   bool stream) const {
+    const int64_t v = rows.dim(1);
+    const double e = options_.label_smoothing,
+                 scale = g * ((1.0 - e) * row.mass + e + 2.0 * options_.z_loss * row.lse),
+                 shift = -g * e / static_cast<double>(v);
+    const auto value = [&](int64_t j, double t) {
+      return scale * std::exp(element(rows, r, j) - row.lse) + shift - g * (1.0 - e) * t;
+    };
+    const int64_t label = soft_ ? 0 : targets_.data<int64_t>()[r];
+    const double at_label = soft_ ? 0.0 : value(label, 1.0);
+    if (rows.dtype() == Dtype::f64) {
+      for (int64_t j = 0; j < v; ++j) set_element(d, r, j, value(j, 0.0));
+    } else {
+      FOVEA_SIMD_CALL(row_softmax_gradient, row_of(d, r), row_of(rows, r), rows.dtype(), v,
+                      static_cast<float>(row.lse), static_cast<float>(scale),
+                      static_cast<float>(shift), stream);
+    }
+    if (!soft_) return set_element(d, r, label, at_label);
+    const float* t = targets_.data<float>() + r * v;
+    for (int64_t j = 0; j < v; ++j) {
+      if (t[j] != 0.0f) set_element(d, r, j, value(j, static_cast<double>(t[j])));
+    }
+  }
+
+  Tensor forward_gpu(const Tensor& rows, const Tensor& d) {
     const Device device = rows.device();
     bring_targets(rows.dim(0), rows.dim(1), device);
     const Tensor loss = Tensor::empty({}, Dtype::f32, device),
-                 of_rows = Tensor::empty({3, rows.dim(0)}, Dtype::f32, device);
-    const Tensor lse = of_rows.select(0, 0), weight = of_rows.select(0, 1);
-    FOVEA_GPU_CALL(device, cross_entropy_forward, loss.data<float>(), lse.data<float>(),
-                   weight.data<float>(), of_rows.select(0, 2).data<float>(), gpu_call(rows),
+                 row_loss = Tensor::empty({rows.dim(0)}, Dtype::f32, device);
+    [[maybe_unused]] const CrossEntropyCall call{
+        rows.raw(),
+        rows.dtype(),
+        soft_ ? nullptr : targets_.data<int64_t>(),
+        soft_ ? targets_.data<float>() : nullptr,
+        rows.dim(0),
+        rows.dim(1),
+        options_.ignore_index,
+        static_cast<float>(options_.label_smoothing),
+        static_cast<float>(options_.z_loss),
+        divergence_,
+        scored_there_.data<float>(),
+        d.raw(),
+        options_.dloss.defined() ? options_.dloss.data<float>() : nullptr,
+        known_device(device).shared_bytes};
+    FOVEA_GPU_CALL(device, cross_entropy, loss.data<float>(), row_loss.data<float>(), call,
                    stream_of(device));
-    save(rows, lse, weight);
     return loss;
   }
   // Labels go to the device with the number of those that are scored behind them.
@@ -209,36 +244,11 @@ class CrossEntropyFn final : public Function {
     targets_ = both.slice(0, 0, bytes).as(Dtype::i64);
     scored_there_ = both.slice(0, bytes, both.numel()).as(Dtype::f32);
   }
-  Tensor backward_gpu(const Tensor& dloss) const {
-    const auto [rows, lse, weight] = saved<3>();
-    const Tensor d = Tensor::empty_like(rows);
-    FOVEA_GPU_CALL(d.device(), cross_entropy_backward, d.raw(), dloss.data<float>(),
-                   lse.data<float>(), weight.data<float>(), gpu_call(rows), stream_of(d.device()));
-    return d.view(shape_);
-  }
-  CrossEntropyCall gpu_call(const Tensor& rows) const {
-    return {rows.raw(),
-            rows.dtype(),
-            soft_ ? nullptr : targets_.data<int64_t>(),
-            soft_ ? targets_.data<float>() : nullptr,
-            rows.dim(0),
-            rows.dim(1),
-            options_.ignore_index,
-            static_cast<float>(options_.label_smoothing),
-            static_cast<float>(options_.z_loss),
-            divergence_,
-            scored_there_.data<float>()};
-  }
-
-  bool ignored(int64_t r) const {
-    return !soft_ && targets_.data<int64_t>()[r] == options_.ignore_index;
-  }
 
   Tensor targets_;
   CrossEntropyOptions options_;
-  bool soft_, divergence_;
+  bool soft_, overwrite_, divergence_;
   Shape shape_;
-  int64_t scored_ = 0;   // on the cpu
   Tensor scored_there_;  // [1] f32 on a GPU device
 };
 
@@ -315,6 +325,12 @@ class BceFn final : public Function {
   Tensor targets_;
 };
 
+void check_targets(const Variable& logits, const Tensor& targets) {
+  FOVEA_CHECK(!is_capturing(logits.value().device()) || targets.is_contiguous(),
+              "cross_entropy: targets ", targets.shape(), " with strides ", targets.strides(),
+              " in a captured region; expected contiguous ones, which can be written again");
+}
+
 // Mean over rows of sum_j t_j log t_j
 double mean_negative_entropy(const Tensor& targets) {
   double total = 0.0;
@@ -327,20 +343,25 @@ double mean_negative_entropy(const Tensor& targets) {
 
 Variable cross_entropy(const Variable& logits, const Tensor& targets,
                        const CrossEntropyOptions& options) {
-  FOVEA_CHECK(!is_capturing(logits.value().device()) || targets.is_contiguous(),
-              "cross_entropy: targets ", targets.shape(), " with strides ", targets.strides(),
-              " in a captured region; expected contiguous ones, which can be written again");
-  return record(make<CrossEntropyFn>(targets.contiguous(), options, false), logits);
+  check_targets(logits, targets);
+  return record(make<CrossEntropyFn>(targets.contiguous(), options, false, false), logits);
+}
+Variable cross_entropy(Variable&& logits, const Tensor& targets,
+                       const CrossEntropyOptions& options) {
+  check_targets(logits, targets);
+  return record(make<CrossEntropyFn>(targets.contiguous(), options, false, logits.is_sole()),
+                logits);
 }
 Variable cross_entropy_soft(const Variable& logits, const Tensor& targets,
                             const CrossEntropyOptions& options) {
-  return record(make<CrossEntropyFn>(targets.contiguous(), options, true), logits);
+  return record(make<CrossEntropyFn>(targets.contiguous(), options, true, false), logits);
 }
 
 Variable kl_divergence(const Variable& logits, const Tensor& targets) {
   if (!logits.value().device().is_cpu()) {
-    return record(make<CrossEntropyFn>(targets.contiguous(), CrossEntropyOptions{}, true, true),
-                  logits);
+    return record(
+        make<CrossEntropyFn>(targets.contiguous(), CrossEntropyOptions{}, true, false, true),
+        logits);
   }
   const Variable crossed = cross_entropy_soft(logits, targets);
   return add(crossed, Variable(Tensor::full({}, mean_negative_entropy(targets), crossed.dtype())));

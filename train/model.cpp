@@ -20,8 +20,11 @@ nn::MixerFactory mixer_factory(const config::Choice& attention) {
   };
 }
 
-nn::CrossEntropyOptions loss_options(const TrainOptions& options) {
+// Of the loss number `index`.
+nn::CrossEntropyOptions loss_options(const TrainOptions& options, const Tensors& dlosses,
+                                     size_t index) {
   nn::CrossEntropyOptions loss;
+  if (!dlosses.empty()) loss.dloss = dlosses[index];
   loss.label_smoothing = options.label_smoothing;
   loss.z_loss = options.z_loss;
   return loss;
@@ -79,12 +82,13 @@ class LanguageModel final : public Model {
   nn::Module& module() override { return gpt_; }
   void initialise(uint64_t seed) override { gpt_.initialise(seed, gpt_.options().init_scale); }
   void set_compute(Dtype compute) override { gpt_.set_compute(compute); }
-  Variables losses(const data::Batch& batch, const TrainOptions& options,
+  Variables losses(const data::Batch& batch, const TrainOptions& options, const Tensors& dlosses,
                    const nn::SequencePart* part) override {
     Variables losses;
-    for (const auto& [logits, targets] :
+    for (auto& [logits, targets] :
          scored_blocks(gpt_.forward(batch.inputs, batch.documents, part), batch.targets))
-      losses.push_back(nn::cross_entropy(logits, targets, loss_options(options)));
+      losses.push_back(nn::cross_entropy(std::move(logits), targets,
+                                         loss_options(options, dlosses, losses.size())));
     return losses;
   }
   EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) override {
@@ -130,12 +134,13 @@ class ImageModel final : public Model {
   nn::Module& module() override { return vit_; }
   void initialise(uint64_t seed) override { vit_.initialise(seed, vit_.options().init_scale); }
   void set_compute(Dtype compute) override { vit_.set_compute(compute); }
-  Variables losses(const data::Batch& batch, const TrainOptions& options,
+  Variables losses(const data::Batch& batch, const TrainOptions& options, const Tensors& dlosses,
                    const nn::SequencePart* part) override {
-    const Variable logits = vit_.forward(Variable(batch.inputs), part);
+    Variable logits = vit_.forward(Variable(batch.inputs), part);
+    const nn::CrossEntropyOptions loss = loss_options(options, dlosses, 0);
     if (batch.soft_targets.defined())
-      return {nn::cross_entropy_soft(logits, batch.soft_targets, loss_options(options))};
-    return {nn::cross_entropy(logits, batch.targets, loss_options(options))};
+      return {nn::cross_entropy_soft(logits, batch.soft_targets, loss)};
+    return {nn::cross_entropy(std::move(logits), batch.targets, loss)};
   }
   EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) override {
     const NoGrad no_grad;

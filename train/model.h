@@ -32,9 +32,10 @@ class Model {
   virtual void set_compute(Dtype compute) = 0;
   // Mean loss over the scored positions of `batch`, a scalar; where tokens are taken in blocks
   // (nn/token_blocks.h) one of each block, in order.
+  // dlosses: what their backward will be given; empty: 1 (nn::CrossEntropyOptions).
   // part: the batch holds this part of its sequences, or images of which this part is computed.
   virtual Variables losses(const data::Batch& batch, const TrainOptions& options,
-                           const nn::SequencePart* part) = 0;
+                           const Tensors& dlosses, const nn::SequencePart* part) = 0;
   // Without gradient, in evaluation mode: no smoothing, no dropout. Images count where their first
   // token is.
   virtual EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) = 0;

@@ -181,7 +181,7 @@ struct Images {
     model->module().zero_grad();
     const Variable loss =
         model->losses({batch.inputs.to(device), batch.targets, batch.soft_targets.to(device)},
-                      experiment.train, nullptr)[0];
+                      experiment.train, {}, nullptr)[0];
     loss.backward();
     StepWork work{{loss.value()}, gradient_norm(parameters)};
     if (spoil) spoil();

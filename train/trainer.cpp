@@ -316,18 +316,18 @@ std::vector<Tensor> Trainer::accumulate(const data::Batch& batch, const nn::Sequ
     random.first_sample = first_sample_ + begin;
     const RandomScope scope(random);
     const data::Batch micro_batch = slice(batch, begin, std::min(samples, begin + micro));
-    const Variables found = model_->losses(moved(micro_batch, device_), train, part);
-    Tensors seeds;
-    for (size_t k = 0; k < each; ++k) {
-      const size_t piece = i * each + k;
-      losses[piece] = found[k].value();
-      if (device_.is_cpu()) check_loss(losses[piece].item());
-      seeds.push_back(host_input(found[k].shape(), Dtype::f32, device_, [this, piece](void* to) {
+    Tensors dlosses;
+    for (size_t k = 0; k < each; ++k)
+      dlosses.push_back(host_input({}, Dtype::f32, device_, [this, piece = i * each + k](void* to) {
         *static_cast<float*>(to) = static_cast<float>(weights_[piece]);
       }));
+    const Variables found = model_->losses(moved(micro_batch, device_), train, dlosses, part);
+    for (size_t k = 0; k < each; ++k) {
+      losses[i * each + k] = found[k].value();
+      if (device_.is_cpu()) check_loss(found[k].value().item());
     }
     if (parallel_ && i + 1 == last) parallel_->arm();
-    backward(found, std::move(seeds));
+    backward(found, std::move(dlosses));
   }
   return losses;
 }

@@ -20,15 +20,8 @@ constexpr int64_t kFewRows = 64;     // of a block, when its time is that of rea
 
 // SMs. The interpreted device counts as an H100.
 int processors_of(Device device) {
-  static std::mutex mutex;
-  static std::map<std::pair<Device::Kind, int>, int> known;
-  const std::lock_guard lock(mutex);
-  int& processors = known[{device.kind, device.index}];
-  if (processors == 0) {
-    const DeviceInfo info = FOVEA_GPU_CALL(device, device_info, device.index);
-    processors = info.architecture == 0 ? 132 : info.processors;
-  }
-  return processors;
+  const DeviceInfo& info = known_device(device);
+  return info.architecture == 0 ? 132 : info.processors;
 }
 
 // Over how many blocks, at most `most`, to split the keys of each of `blocks` blocks. With few rows

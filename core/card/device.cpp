@@ -126,6 +126,7 @@ DeviceInfo device_info(int index) {
   std::array<char, 32> bus{};
   FOVEA_CUDA_CHECK(cudaDeviceGetPCIBusId(bus.data(), static_cast<int>(bus.size()), index));
   info.bus = bus.data();
+  info.shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
   size_t free = 0, total = 0;
   FOVEA_CUDA_CHECK(cudaSetDevice(index));
   FOVEA_CUDA_CHECK(cudaMemGetInfo(&free, &total));

@@ -17,6 +17,8 @@ namespace fovea::cuda {
 template <typename T>
 using Global = T* __restrict__;
 template <typename T>
+using Overlapped = T*;
+template <typename T>
 using Shared = T*;
 
 template <typename T, int N>

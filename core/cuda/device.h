@@ -12,12 +12,16 @@
 namespace fovea {
 
 struct DeviceInfo {
-  std::string name;      // "NVIDIA H200", "interpreted (2 host threads)"
-  int architecture = 0;  // 90 for sm_90; 0 for the interpreted device
-  int processors = 1;    // SMs
-  std::string bus;       // a card's place in its machine: "0000:3B:00.0"
+  std::string name;          // "NVIDIA H200", "interpreted (2 host threads)"
+  int architecture = 0;      // 90 for sm_90; 0 for the interpreted device
+  int processors = 1;        // SMs
+  int64_t shared_bytes = 0;  // of shared memory a block may have, at most
+  std::string bus;           // a card's place in its machine: "0000:3B:00.0"
   int64_t memory_bytes = 0, free_bytes = 0;
 };
+
+// device_info, asked once: its free bytes are of then.
+const DeviceInfo& known_device(Device device);
 
 }  // namespace fovea
 

@@ -5,7 +5,8 @@
 // kernel can be checked and a compiled one loses nothing:
 //
 //   - everything stands in namespace FOVEA_GPU
-//   - pointer arguments are Global<T> (nvcc: T* __restrict__); float v = x[i], never auto
+//   - pointer arguments are Global<T> (nvcc: T* __restrict__), or Overlapped<T> (nvcc: T*) where
+//     another argument may point to the same memory; float v = x[i], never auto
 //   - shared memory is FOVEA_SHARED(type, name, count); or dynamic_shared<T>(byte offset), a
 //     Shared<T>
 //   - barriers, warp operations, atomics, tensor cores: the functions of core/cuda/card.cuh, no
@@ -24,13 +25,14 @@
 #if defined(__CUDACC__)
 #define FOVEA_GPU fovea::cuda
 #define FOVEA_UNROLL _Pragma("unroll")
-#define FOVEA_UNROLL_4 _Pragma("unroll 4")
+#define FOVEA_PRAGMA(words) _Pragma(#words)
+#define FOVEA_UNROLL_BY(n) FOVEA_PRAGMA(unroll n)
 #define FOVEA_NO_UNROLL _Pragma("unroll 1")
 #include "core/cuda/card.cuh"
 #else
 #define FOVEA_GPU fovea::interpreted
 #define FOVEA_UNROLL
-#define FOVEA_UNROLL_4
+#define FOVEA_UNROLL_BY(n)
 #define FOVEA_NO_UNROLL
 #include "core/interpreter/language.h"
 #endif

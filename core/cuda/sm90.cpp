@@ -2,8 +2,6 @@
 #include "core/cuda/sm90.h"
 
 #include <cstdlib>
-#include <map>
-#include <mutex>
 #include <string_view>
 
 #include "core/cuda/device.h"
@@ -30,14 +28,7 @@ bool runs_sm90(Device device) {
   static const bool by_environment = allowed_by_environment();
   if (!sm90_allowed || !by_environment) return false;
 #if defined(FOVEA_SM90)
-  if (device.kind == Device::Kind::cuda) {
-    static std::mutex mutex;
-    static std::map<int, bool> answers;  // by card
-    const std::lock_guard<std::mutex> lock(mutex);
-    const auto known = answers.find(device.index);
-    if (known != answers.end()) return known->second;
-    return answers[device.index] = cuda::device_info(device.index).architecture == 90;
-  }
+  if (device.kind == Device::Kind::cuda) return known_device(device).architecture == 90;
 #endif
   return device.kind == Device::Kind::interpreted;
 }

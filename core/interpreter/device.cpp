@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "core/interpreter/machine.h"
 #include "core/interpreter/memory.h"
 #include "core/interpreter/queue.h"
 #include "core/parallel.h"
@@ -52,6 +53,7 @@ void synchronize(Stream stream) {
 DeviceInfo device_info(int) {
   DeviceInfo info;
   info.name = concat("interpreted (", num_threads(), " host threads)");
+  info.shared_bytes = static_cast<int64_t>(kSharedMost);
   const auto page = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
   info.memory_bytes = page * sysconf(_SC_PHYS_PAGES);
   info.free_bytes = page * sysconf(_SC_AVPHYS_PAGES);

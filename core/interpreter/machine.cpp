@@ -11,7 +11,6 @@
 namespace fovea::interpreted {
 namespace {
 
-constexpr size_t kSharedMost = size_t{227} << 10;  // of a block, on sm_90
 constexpr int kThreadsMost = 1024;
 
 }  // namespace

@@ -36,6 +36,7 @@ struct Dim3 {
 };
 
 inline constexpr int kWarp = 32;
+inline constexpr size_t kSharedMost = size_t{227} << 10;  // bytes of a block, on sm_90
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 class Block;

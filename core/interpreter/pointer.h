@@ -141,6 +141,9 @@ class Global {
   const Allocation* block_ = nullptr;
 };
 
+template <typename T>
+using Overlapped = Global<T>;
+
 // ---- shared memory ------------------------------------------------------------------------------
 
 template <typename T>

@@ -8,7 +8,8 @@
 namespace fovea {
 
 // logits [rows, classes]; either labels [rows] or soft targets [rows, classes] (f32), the other
-// null.
+// null. dlogits [rows, classes] in the logits' dtype, null where no gradient is wanted; may be the
+// logits.
 struct CrossEntropyCall {
   const void* logits;
   Dtype dtype;
@@ -19,6 +20,9 @@ struct CrossEntropyCall {
   float smoothing, z_loss;
   bool divergence;      // soft: less the entropy of the targets
   const float* scored;  // one in device memory: how many rows count
+  void* dlogits;
+  const float* dloss;    // one in device memory: the gradient of the loss; null: 1
+  int64_t shared_bytes;  // of the device (DeviceInfo)
 };
 
 enum class PointLoss { squared_error, binary_cross_entropy };
@@ -37,13 +41,11 @@ FOVEA_GPU_DECLARE(
     void mean_of(float* mean, const float* x, int64_t n, const float* scored, float divisor,
                  Stream stream);
 
-    // loss []; saved for backward: lse [rows] and weight [rows], the factor of the row's softmax in
-    // its gradient. row_loss: room for [rows].
-    void cross_entropy_forward(float* loss, float* lse, float* weight, float* row_loss,
-                               const CrossEntropyCall& call, Stream stream);
-    // dlogits in the logits' dtype; dloss []
-    void cross_entropy_backward(void* dlogits, const float* dloss, const float* lse,
-                                const float* weight, const CrossEntropyCall& call, Stream stream);
+    // loss [], and call.dlogits. row_loss: room for [rows].
+    void cross_entropy(float* loss, float* row_loss, const CrossEntropyCall& call, Stream stream);
+    // d [n], a gradient for `assumed` (null: 1), made one for dloss.
+    void scale_gradient(void* d, Dtype dtype, int64_t n, const float* dloss, const float* assumed,
+                        Stream stream);
 
     // loss [] = mean f(x, target). partial: room for [point_loss_parts(count)].
     void point_loss_forward(float* loss, float* partial, const void* x, Dtype dtype,

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/loss.h"
 
+#include "autograd/ops.h"
+#include "autograd/recompute.h"
+#include "core/cuda/device.h"
 #include "nn/cuda/on_devices.h"
 
 namespace fovea::nn {
@@ -42,6 +45,7 @@ TEST_P(LossOn, CrossEntropyFollowsTheDefinition) {
       const Tensor targets = labels(rows, v, with_all);
       for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
         for (const bool targets_there : {false, true}) {
+          if (targets_there && v >= 1000) continue;
           const auto f = [&](const Variables& in) {
             const Device at = targets_there ? in[0].value().device() : kCpu;
             return Variables{cross_entropy(in[0], targets.to(at), options)};
@@ -53,6 +57,126 @@ TEST_P(LossOn, CrossEntropyFollowsTheDefinition) {
       }
     }
   }
+}
+
+// Of whose rows a part has no room in shared memory; the second row begins off 16 bytes.
+TEST_P(LossOn, RowsLongerThanSharedMemory) {
+  if (device().is_cpu()) return;
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    const int64_t v = known_device(device()).shared_bytes / size_of(dtype) + 701;
+    std::vector<float> values(static_cast<size_t>(2 * v));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i * 37 % 101) / 32.0f;
+    const Tensor x = Tensor::from(values, {2, v}),
+                 targets = Tensor::from(std::vector<int64_t>{v - 3, 5}, {2});
+    const auto f = [&](const Variables& in) {
+      return Variables{cross_entropy(in[0], targets, {0.1})};
+    };
+    expect_close(run_layer(f, {x}, {dtype}, device()), run_exactly(f, {x}), dtype, "a long row");
+  }
+}
+
+// The gradient is the same, bit for bit, whether it lies in the logits' memory or not, and it lies
+// there only where nobody else can see.
+TEST_P(LossOn, OverwritesLogitsThatNobodyElseSees) {
+  for (const int64_t v : {40, 1027}) {
+    const Tensor targets = labels(2, v, true);
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      const Variable leaf(exact_tensor({2, v}, "l").to(dtype).to(device()), true);
+      const Tensor values = leaf.value().clone();
+      const int64_t bytes = values.bytes();
+      // The gradient of 2 `leaf`, by a loss of these logits; and what the loss allocates.
+      struct Outcome {
+        std::vector<float> gradient;
+        int64_t allocated;
+      };
+      const auto run = [&](const std::function<Variable(Variable)>& loss_of) {
+        leaf.zero_grad();
+        Variable logits = scale(leaf, 2.0);
+        const int64_t before = memory_stats(device()).live_bytes;
+        const Variable loss = loss_of(std::move(logits));
+        const int64_t allocated = memory_stats(device()).live_bytes - before;
+        loss.backward();
+        return Outcome{leaf.grad().to_vector<float>(), allocated};
+      };
+      const Outcome given_up =
+          run([&](Variable l) { return cross_entropy(std::move(l), targets, {0.1}); });
+      EXPECT_LT(given_up.allocated, bytes);
+      Variable other;
+      Tensor view;
+      for (const auto& seen : std::vector<std::function<Variable(Variable)>>{
+               [&](Variable l) { return cross_entropy(l, targets, {0.1}); },
+               [&](Variable l) {
+                 other = l;
+                 return cross_entropy(std::move(l), targets, {0.1});
+               },
+               [&](Variable l) {
+                 view = l.value().slice(0, 1, 2);
+                 return cross_entropy(std::move(l), targets, {0.1});
+               }}) {
+        const Outcome elsewhere = run(seen);
+        EXPECT_EQ(elsewhere.gradient, given_up.gradient) << v << ' ' << dtype;
+        EXPECT_GE(elsewhere.allocated, bytes);
+      }
+      const Tensor twice = scale(Variable(values), 2.0).value();
+      EXPECT_EQ(other.value().to_vector<float>(), twice.to_vector<float>());
+      EXPECT_EQ(view.to_vector<float>(), twice.slice(0, 1, 2).to_vector<float>());
+    }
+  }
+}
+
+// Two losses of the same logits, and a function that has kept them for its own backward.
+TEST_P(LossOn, LogitsWithOtherUses) {
+  const Tensor targets = labels(4, 30, false), others = labels(4, 30, true);
+  const auto f = [&](const Variables& in) {
+    Variable l = scale(in[0], 2.0);
+    const Variable square = mul(l, l);
+    const Variable both = add(cross_entropy(l, others), mean_all(square));
+    return Variables{add(both, cross_entropy(std::move(l), targets))};
+  };
+  const Tensors inputs{exact_tensor({4, 30}, "l")};
+  expect_close(run_layer(f, inputs, {Dtype::f32}, device()), run_exactly(f, inputs), Dtype::f32,
+               "several uses");
+  const auto again = [&](const Variables& in) { return recompute(f, in); };
+  expect_same_bits(run_layer(again, inputs, {Dtype::f32}, device()),
+                   run_layer(f, inputs, {Dtype::f32}, device()));
+}
+
+// What backward is given, known before and not.
+TEST_P(LossOn, TheGradientOfTheLossIsScaledWhereItWasNotKnown) {
+  for (const int64_t v : {33, 1027}) {
+    const Tensor targets = labels(2, v, true);
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      const Tensor values = exact_tensor({2, v}, "l").to(dtype).to(device());
+      const auto gradient = [&](double known, double given) {
+        const Variable l(values, true);
+        CrossEntropyOptions options;
+        if (known != 1.0) options.dloss = Tensor::full({}, known, Dtype::f32, device());
+        cross_entropy(l, targets, options).backward(Tensor::full({}, given, Dtype::f32, device()));
+        return l.grad().to(kCpu).to(Dtype::f32);
+      };
+      const Tensor one = gradient(1.0, 1.0), quarter = gradient(0.25, 0.25),
+                   third = gradient(1.0 / 3.0, 1.0 / 3.0);
+      EXPECT_EQ(scale(Variable(one), 0.25).value().to_vector<float>(), quarter.to_vector<float>());
+      const double bound = dtype == Dtype::f32 ? 1e-6 : 6e-3;  // three roundings
+      EXPECT_LT(relative_error(scale(Variable(one), 1.0 / 3.0).value(), third), bound);
+      for (const double known : {1.0, 0.25, 1.0 / 3.0}) {
+        for (const double given : {1.0, 0.25, 1.0 / 3.0}) {
+          const Tensor expected = given == 1.0 ? one : given == 0.25 ? quarter : third;
+          EXPECT_LT(relative_error(gradient(known, given), expected), bound)
+              << known << ' ' << given << ' ' << dtype;
+        }
+      }
+      EXPECT_EQ(gradient(0.25, 0.0).to_vector<float>(),
+                scale(Variable(one), 0.0).value().to_vector<float>());
+    }
+  }
+  if (device().is_cpu()) return;
+  const Variable l(Tensor::zeros({1, 3}, Dtype::f32, device()), true);
+  CrossEntropyOptions elsewhere;
+  elsewhere.dloss = Tensor::full({}, 2.0);
+  EXPECT_EQ(error_of([&] { cross_entropy(l, labels(1, 3, false), elsewhere); }),
+            concat("cross_entropy: the input is on ", device(),
+                   " but the gradient of the loss is on cpu"));
 }
 
 TEST_P(LossOn, SoftTargetsAndDivergence) {

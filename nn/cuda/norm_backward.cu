@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t column = int64_t{blockIdx.x} * 32 + lane;
   float total = 0.0f;
   if (column < n) {
-    FOVEA_UNROLL_4
+    FOVEA_UNROLL_BY(4)
     for (int64_t row = warp; row < rows; row += kWarps) total += x[row * n + column];
   }
   parts[threadIdx.x] = total;

@@ -21,9 +21,10 @@ using Width = std::integral_constant<int, N>;
 template <typename T>
 inline constexpr int kWide = 16 / static_cast<int>(sizeof(T));
 
-// N elements; where N is a multiple of kWide they start on a 16-byte boundary.
-template <int N, typename T>
-__device__ inline void load_floats(float (&values)[N], Global<const T> from) {
+// N elements in device or shared memory; where N is a multiple of kWide they start on a 16-byte
+// boundary.
+template <int N, typename T, typename Pointer>
+__device__ inline void load_floats(float (&values)[N], Pointer from) {
   if constexpr (N % kWide<T> == 0) {
     FOVEA_UNROLL
     for (int i = 0; i < N; i += kWide<T>) {
@@ -36,8 +37,8 @@ __device__ inline void load_floats(float (&values)[N], Global<const T> from) {
     for (int i = 0; i < N; ++i) values[i] = static_cast<float>(static_cast<T>(from[i]));
   }
 }
-template <int N, typename T>
-__device__ inline void store_floats(Global<T> to, const float (&values)[N]) {
+template <int N, typename T, typename Pointer>
+__device__ inline void store_floats(Pointer to, const float (&values)[N]) {
   if constexpr (N % kWide<T> == 0) {
     FOVEA_UNROLL
     for (int i = 0; i < N; i += kWide<T>) {
@@ -148,7 +149,8 @@ __device__ inline float team_max(float x, Shared<float> room) {
 
 // The team's share of elements [0, n) of a row that begins at element `at` of its tensor, as
 // f(Width<N>, i); wide: the tensor starts on a 16-byte boundary, whatever its rows do.
-template <typename T, int kWarps, typename F>
+// kAtOnce: of whose loads are in flight together.
+template <typename T, int kWarps, int kAtOnce = 4, typename F>
 __device__ inline void each_of_row(int64_t at, int64_t n, bool wide, F f) {
   constexpr int N = kWide<T>;
   const int64_t thread = team_thread<kWarps>(), threads = kWarps * 32;
@@ -156,8 +158,8 @@ __device__ inline void each_of_row(int64_t at, int64_t n, bool wide, F f) {
   if (head > n) head = n;
   const int64_t body = head + (n - head) / N * N;
   for (int64_t i = thread; i < head; i += threads) f(Width<1>{}, i);
-  FOVEA_UNROLL_4  // so many loads are in flight
-      for (int64_t i = head + thread * N; i < body; i += threads * N) f(Width<N>{}, i);
+  FOVEA_UNROLL_BY(kAtOnce)
+  for (int64_t i = head + thread * N; i < body; i += threads * N) f(Width<N>{}, i);
   for (int64_t i = body + thread; i < n; i += threads) f(Width<1>{}, i);
 }
 

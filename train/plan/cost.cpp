@@ -76,7 +76,7 @@ MemoryCost memory_cost(const GptSizes& z, const Division& d) {
   const double kept = z.recompute ? p.T * (4 + p.e) * p.C : block;  // the stream and its delta
   const double ends = p.T * (4 * p.C + 8 + p.e * p.C) +             // the last norm
                       (z.compute != Dtype::f32 ? p.e * number(z.head_matrix()) : 0.0) +
-                      p.T * (8 + 8 + 8) +  // tokens, targets, log-sums
+                      p.T * (8 + 8) +  // tokens, targets
                       (z.position_added ? p.T * 4 * p.C : 0.0);
   const double saved = p.L * kept + ends;
   // Gradients between the ops of a block's backward: of the stream, twice, and of one side of the
@@ -84,9 +84,9 @@ MemoryCost memory_cost(const GptSizes& z, const Division& d) {
   const double between = p.T * (8 * p.C + p.e * p.F);
   const bool flat = ranks > 1;  // gradients lie in buckets that stay
 
-  // Two moments may be the peak: the start of backward, when all is saved and the logits have their
-  // gradient; and its end, when all gradients are there.
-  const double logits = 2 * p.T * p.V * p.e;
+  // Two moments may be the peak: the start of backward, when all is saved and the head makes its
+  // gradients of the logits'; and its end, when all gradients are there.
+  const double logits = p.T * p.V * p.e + p.T * p.C * p.e + 4 * p.V * p.C;
   const double start_gradients = flat || d.passes() > 1 ? 4 * n : 0.0;
   const double start = saved + logits + start_gradients;
   const double second =
@@ -216,7 +216,7 @@ double memory_bytes(const GptSizes& z, const Division& d) {
                         (z.attention_bias ? e * (number(z.qkv_columns()) + C) : 0.0);
   const double forward = 2 * norm_forward + act_forward;
   const double block = forward * (z.recompute ? 2 : 1) + 2 * norm_backward + act_backward + biases;
-  const double ends = norm_forward + norm_backward + 4 * 4 * C + 3 * e * p.V;
+  const double ends = norm_forward + norm_backward + 4 * 4 * C + 2 * e * p.V;
   // Once a pass: casts of the weights. Once a step: the norm of gradients, the optimizer.
   const double casts = z.compute == Dtype::f32
                            ? 0.0

@@ -44,7 +44,7 @@ struct Division {
 struct MemoryCost {
   double parameters = 0, gradients = 0, optimizer = 0, averages = 0;
   double activations = 0;  // what backward needs of the blocks, and casts of their weights
-  double logits = 0;       // with their gradient
+  double logits = 0;       // their gradient, in their place, and what the head makes of it
   double exchange = 0;     // keys on their way, sums, buffers of all-to-alls and of gradients
   double total() const {
     return parameters + gradients + optimizer + averages + activations + logits + exchange;

@@ -31,7 +31,7 @@ template <int kRows, int kD, int kThreads = kMmaThreads, typename RowAt>
 __device__ inline void copy_rows(Shared<bf16> to, Global<const bf16> any, int d, RowAt&& row) {
   constexpr int kChunks = kD / 8;
   const int thread = fresh(static_cast<int>(threadIdx.x));
-  FOVEA_UNROLL_4
+  FOVEA_UNROLL_BY(4)
   for (int n = 0; n < (kRows * kChunks + kThreads - 1) / kThreads; ++n) {
     const int e = n * kThreads + thread, r = e / kChunks, c = e % kChunks;
     if (kRows * kChunks % kThreads > 0 && e >= kRows * kChunks) break;

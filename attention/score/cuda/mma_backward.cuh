@@ -74,7 +74,7 @@ __device__ inline void multiply_mma(float (&s)[kSeen / 8][4], Shared<bf16> x, in
                                     Shared<bf16> y, int y0, int d) {
   clear(s);
   const int lane = fresh(lane_of_warp());
-  FOVEA_UNROLL_4
+  FOVEA_UNROLL_BY(4)
   for (int k = 0; k < kD / 16; ++k) {
     if (k * 16 >= d) break;
     uint32_t left[4];
@@ -320,7 +320,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       const int lane = fresh(lane_of_warp());
       float part[F::kPart / 8][4];
       clear(part);
-      FOVEA_UNROLL_4
+      FOVEA_UNROLL_BY(4)
       for (int n = 0; n < F::kKeys / 16; ++n) {
         if (key0 + 16 * n >= a.M) break;
         uint32_t left[4];  // dS, turned

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) mma_forward_kernel(Rule rule, 
           for (int e = 0; e < 4; ++e) s[t][n][e] = 0.0f;
         }
       }
-      FOVEA_UNROLL_4
+      FOVEA_UNROLL_BY(4)
       for (int d = 0; d < kD / 16; ++d) {
         if (d * 16 >= a.D) break;
         uint32_t left[kBands][4];

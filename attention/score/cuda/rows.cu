@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(Arguments<T> a) {
   const Global<const T> out = a.result.at(bh / a.H, bh % a.H) + i * a.result.row,
                         dout = a.dout.at(bh / a.H, bh % a.H) + i * a.dout.row;
   float sum = 0.0f;
-  FOVEA_UNROLL_4
+  FOVEA_UNROLL_BY(4)
   for (int d = lane; d < a.Dv; d += kWarp) {
     const float x = static_cast<float>(out[d]), y = static_cast<float>(dout[d]);
     sum += x * y;
