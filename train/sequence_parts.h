@@ -20,8 +20,8 @@ class SequenceParts {
   SequenceParts(const distributed::Mesh& mesh, const MeshOptions& options)
       : mesh_(mesh), options_(options) {}
 
-  // Throws in one line where samples of `context` tokens (any: images) or the model cannot be cut, or
-  // not into blocks. Collective.
+  // Throws in one line where samples of `context` tokens (any: images) or the model cannot be cut,
+  // or not into blocks. Collective.
   void check(const Experiment& experiment, const Model& model, int64_t context);
 
   // A batch of whole samples as this rank trains on it; images and documents stay whole. Targets
