@@ -18,7 +18,7 @@
 // With exact = true the sums are exact (core/ops/exact_sum.h): every gradient that backward brings,
 // one for each use of a parameter, is added as it comes, and the gradients of the step are the sums
 // over uses, passes and ranks, rounded once. Their bits do not depend on the number of ranks. No
-// buckets: after backward a rank sends 2 (P-1)/P n 16 bytes of n elements.
+// buckets, elements() is 0: after backward a rank sends 2 (P-1)/P n 16 bytes of n elements.
 
 #include <string>
 #include <utility>
@@ -73,7 +73,7 @@ class DataParallel {
   // This rank's piece of a whole tensor of the named parameter. Without shard: `whole`.
   Tensor piece(const std::string& parameter, const Tensor& whole) const;
 
-  int64_t elements() const;  // n above; exact: 0, as buckets
+  int64_t elements() const;  // n above
   size_t buckets() const { return buckets_.size(); }
   // Of the last step: how many were sent before backward had ended.
   size_t early_buckets() const { return early_; }

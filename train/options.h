@@ -49,10 +49,10 @@ struct MeshOptions : config::Options {
   int64_t ring = 1, ulysses = 1;  // ranks that share samples, cut along the sequence:
   std::string order = "zigzag";   // which tokens a rank of the ring has (distributed/layout.h), and
   std::string strategy = "ring";  // how it gets to see the keys of others (context_attention.h)
-  int64_t block = 0;  // tokens of a block, the unit of work that gives the same bits on every mesh
-                      // (docs/data_parallel.md); 0: off
   int64_t bucket_bytes = 8 << 20;  // gradients are summed in pieces of about this size ...
   bool overlap = true;             // ... while backward computes the next ones
+  int64_t block = 0;               // tokens of a unit of work, for the same bits on every mesh
+                                   // (train/blocks.h); 0: off
 
   void describe(config::Fields& f) override;
   // Ranks of a program that is started alone and not told how many.

@@ -20,8 +20,8 @@ class SequenceParts {
   SequenceParts(const distributed::Mesh& mesh, const MeshOptions& options)
       : mesh_(mesh), options_(options) {}
 
-  // Throws in one line where samples of `tokens` (0: no sequences) or the model cannot be cut, or
-  // not into blocks. Collective.
+  // Throws in one line where samples of `tokens` (0: no sequences) or the model cannot be cut.
+  // Collective.
   void check(const Experiment& experiment, const Model& model, int64_t tokens);
 
   // A batch of whole samples as this rank trains on it. Targets tell of the next token: they are
@@ -33,7 +33,6 @@ class SequenceParts {
   Cut cut(const data::Batch& whole);
 
  private:
-  void check_blocks(const Experiment& experiment, int64_t tokens) const;
   const distributed::ContextPart& part_of(int64_t tokens);
 
   const distributed::Mesh& mesh_;

@@ -12,6 +12,7 @@
 #include "core/fixed_point.h"
 #include "core/warning.h"
 #include "nn/token_blocks.h"
+#include "train/blocks.h"
 #include "train/sampler.h"
 
 namespace fovea::train {
@@ -101,10 +102,12 @@ Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks)
   loader.ranks = mesh_.sizes().data;
   first_sample_ = loader.begin(loader.rank);
   loader_ = std::make_unique<data::Loader>(*train_source_, loader);
+  if (experiment.mesh.block > 0) {
+    for (const data::Source* source : {train_source_.get(), val_source_.get()})
+      check_blocks(experiment, mesh_.sizes(), source->description().context);
+  }
   model_ = make_model(experiment, data());
   parts_.check(experiment, *model_, data().is_tokens ? data().context : 0);
-  if (experiment.mesh.block > 0)
-    parts_.check(experiment, *model_, val_source_->description().context);
   model_->initialise(seed);
   model_->set_compute(train.compute());
   model_->module().to(device_);
