@@ -26,7 +26,7 @@
 // With exact = true the sums are exact (core/ops/exact_sum.h): every gradient that backward brings,
 // one for each use of a parameter, is added as it comes, and the gradients of the step are the sums
 // over uses, passes and ranks, rounded once. Their bits do not depend on the number of ranks. No
-// buckets: after backward a rank sends 2 (P-1)/P n 16 bytes of n elements.
+// buckets, elements() is 0: after backward a rank sends 2 (P-1)/P n 16 bytes of n elements.
 
 #include <string>
 #include <vector>
@@ -87,7 +87,7 @@ class DataParallel {
   };
   Place place(const std::string& parameter) const;
 
-  int64_t elements() const;      // n above; exact: 0, as buckets
+  int64_t elements() const;      // n above
   int64_t own_elements() const;  // n_r
   size_t buckets() const { return buckets_.size(); }
   // Of the last step: how many were sent before backward had ended.

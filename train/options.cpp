@@ -77,12 +77,12 @@ void MeshOptions::describe(config::Fields& f) {
         config::from_to(1, kMost));
   f.add("state", state, "how ranks of a ring hand states on, of layers that have one",
         config::one_of({"gather", "chain", "pipeline"}));
-  f.add("block", block,
-        "work in blocks of so many tokens, which gives the same bits on any mesh; 0: off",
-        config::from_to(0, 1 << 24), "tokens");
   f.add("bucket_bytes", bucket_bytes, "gradients that are summed over ranks at once",
         config::from_to(1, 1 << 30), "bytes");
   f.add("overlap", overlap, "sum gradients while backward computes the next ones");
+  f.add("block", block,
+        "work in blocks of so many tokens, which gives the same bits on any mesh; 0: off",
+        config::from_to(0, 1 << 24), "tokens");
 }
 
 Experiment::Experiment() : data(data::data_choice()), model(model_choice()) {}

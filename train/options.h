@@ -53,10 +53,10 @@ struct MeshOptions : config::Options {
   int64_t window = 0;             // ranks of an inner ring; 0: one ring of all
   int64_t heads_per_gather = 1;   // key heads
   std::string state = "gather";   // how states are handed on (distributed/state.h)
-  int64_t block = 0;  // tokens of a block, the unit of work that gives the same bits on every mesh
-                      // (docs/data_parallel.md); 0: off
   int64_t bucket_bytes = 8 << 20;  // gradients are summed in pieces of about this size ...
   bool overlap = true;             // ... while backward computes the next ones
+  int64_t block = 0;               // tokens of a unit of work, for the same bits on every mesh
+                                   // (train/blocks.h); 0: off
 
   void describe(config::Fields& f) override;
   // Ranks of a program that is started alone and not told how many.

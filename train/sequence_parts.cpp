@@ -2,9 +2,7 @@
 #include "train/sequence_parts.h"
 
 #include <algorithm>
-#include <bit>
 
-#include "train/model_options.h"
 
 namespace fovea::train {
 namespace {
@@ -48,14 +46,11 @@ void SequenceParts::check_keys() const {
               " is of mesh.order = dispatched, found ", o.order);
 }
 
-void SequenceParts::check(const Experiment& experiment, const Model& model, int64_t context) {
+void SequenceParts::check(const Model& model, int64_t context) {
   check_keys();
   const auto [_, R, U] = mesh_.sizes();
+  if (R * U == 1 && options_.block == 0) return;
   const int64_t tokens = model.tokens(context);
-  if (options_.block > 0)
-    check_blocks(experiment, tokens);
-  else if (R * U == 1)
-    return;
   const std::string mesh = concat("mesh: ring ", R, " x ulysses ", U, ": "),
                     other = "; mesh.data cuts batches of any model";
   FOVEA_CHECK(tokens >= int64_t{R} * U, mesh, "a sequence of ", tokens, " tokens leaves some of ",
@@ -70,33 +65,6 @@ void SequenceParts::check(const Experiment& experiment, const Model& model, int6
   parts_[tokens] = make_part(1, tokens, Tensor(), model);
   const std::string why = model.refuses(*parts_[tokens]);
   FOVEA_CHECK(why.empty(), mesh, why, other);
-}
-
-// What would make a step another one on another mesh.
-void SequenceParts::check_blocks(const Experiment& experiment, int64_t tokens) const {
-  const auto [P, R, U] = mesh_.sizes();
-  const TrainOptions& train = experiment.train;
-  const std::string block =
-      concat("mesh.block = ", options_.block, ": the same bits on every mesh need ");
-  FOVEA_CHECK(options_.order == "contiguous" && options_.strategy == "gather" && U == 1, block,
-              "mesh.order = contiguous, mesh.strategy = gather and mesh.ulysses = 1, found ",
-              options_.order, ", ", options_.strategy, " and ", U);
-  const auto* gpt = dynamic_cast<const GptModelOptions*>(&experiment.model.options());
-  FOVEA_CHECK(gpt != nullptr && gpt->attention.kind() == "softmax_attention", block,
-              "attention softmax_attention, found ",
-              gpt != nullptr ? gpt->attention.kind() : experiment.model.kind());
-  FOVEA_CHECK(std::has_single_bit(static_cast<unsigned>(R)), block,
-              "a ring of 1, 2, 4, 8 ... ranks, found ", R);
-  FOVEA_CHECK(tokens % (R * options_.block) == 0, block,
-              "sequences of a multiple of mesh.ring x mesh.block = ", R * options_.block,
-              " tokens, found ", tokens);
-  FOVEA_CHECK(train.micro_batch > 0 &&
-                  (train.micro_batch == 1 || train.batch % (P * train.micro_batch) == 0),
-              block, "forward passes of the same samples: train.micro_batch = 1, or a number that ",
-              "divides the ", train.batch, " samples over ", P, " data ranks, found ",
-              train.micro_batch);
-  FOVEA_CHECK(train.graph != "on", block, "steps without a graph: train.graph = auto, found on");
-  FOVEA_CHECK(train.zero == 0, block, "the norm of whole gradients: train.zero = 0, found 1");
 }
 
 // A shard of s stretches makes s^2 calls at each step of a ring, s calls of a gather.

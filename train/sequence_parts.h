@@ -20,9 +20,9 @@ class SequenceParts {
   SequenceParts(const distributed::Mesh& mesh, const MeshOptions& options)
       : mesh_(mesh), options_(options) {}
 
-  // Throws in one line where samples of `context` tokens (any: images) or the model cannot be cut,
-  // or not into blocks. Collective.
-  void check(const Experiment& experiment, const Model& model, int64_t context);
+  // Throws in one line where samples of `context` tokens (any: images) or the model cannot be cut.
+  // Collective.
+  void check(const Model& model, int64_t context);
 
   // A batch of whole samples as this rank trains on it; images and documents stay whole. Targets
   // tell of the next token: they are cut as the inputs are. Collective where a layout is new: that
@@ -41,7 +41,6 @@ class SequenceParts {
   bool dispatched() const { return options_.order == "dispatched"; }
   int64_t chunk(int64_t tokens) const;
   void check_keys() const;
-  void check_blocks(const Experiment& experiment, int64_t tokens) const;
   std::string refuses_chunks(int64_t tokens) const;
 
   const distributed::Mesh& mesh_;

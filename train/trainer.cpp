@@ -16,6 +16,7 @@
 #include "core/warning.h"
 #include "distributed/device_group.h"
 #include "nn/token_blocks.h"
+#include "train/blocks.h"
 #include "train/sampler.h"
 
 namespace fovea::train {
@@ -142,9 +143,12 @@ Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks,
   loader.ranks = mesh_.sizes().data;
   first_sample_ = loader.begin(loader.rank);
   loader_ = std::make_unique<data::Loader>(*train_source_, loader);
+  for (const data::Source* source : {train_source_.get(), val_source_.get()})
+    if (experiment.mesh.block > 0)
+      check_blocks(experiment, mesh_.sizes(), source->description().context);
   model_ = make_model(experiment, data(), mixer);
   for (const data::Source* source : {train_source_.get(), val_source_.get()})
-    parts_.check(experiment, *model_, source->description().context);
+    parts_.check(*model_, source->description().context);
   model_->initialise(seed);
   model_->set_compute(train.compute());
   model_->module().to(device_);

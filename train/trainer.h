@@ -6,9 +6,10 @@
 //
 // Several ranks train as one: the batch is cut over mesh.data, its sequences over mesh.ring and
 // mesh.ulysses, the loss is the mean over the scored positions of all, and gradients are summed
-// over all ranks (distributed/data_parallel.h). Tensors of the device go by its group
-// (distributed/device_group.h), numbers of the host by the job. Constructor, save, load, train,
-// evaluate, sample_text and step are then calls of all ranks at once.
+// over all ranks (distributed/data_parallel.h), with mesh.block to the same bits (train/blocks.h).
+// Tensors of the device go by its group (distributed/device_group.h), numbers of the host by the
+// job. Constructor, save, load, train, evaluate, sample_text and step are then calls of all ranks
+// at once.
 
 #include <atomic>
 #include <chrono>
