@@ -68,6 +68,13 @@ TEST_P(Context, GoldenFilesHoldOnEveryMesh) {
         compare_to_whole(mesh, order, options, p, whole, Dtype::f64, kCpu, 1e-9);
         compare_to_whole(mesh, order, options, p, whole, Dtype::f32, kCpu, 1e-5);
       });
+      const Layout dispatched = Layout::dispatched(golden.mask, golden.q.dim(0), golden.q.dim(2), 3,
+                                                   sizes.ring, sizes.ulysses);
+      run_ranks(sizes.ranks(), [&](const Communicator& world) {
+        const Mesh mesh(world, sizes);
+        for (const ContextOptions& options : {ContextOptions{}, ContextOptions{Exchange::gather}})
+          compare_to_whole(mesh, dispatched, options, p, whole, Dtype::f64, kCpu, 1e-9);
+      });
     }
   }
 }

@@ -57,13 +57,13 @@ struct Trained {
 };
 
 // Steps up to `until`, from a checkpoint or from the start, as rank 0 sees it.
-inline Trained train(int ranks, const Flags& overrides, int64_t until = 20,
+inline Trained train(int ranks, const std::function<void(Experiment&)>& configure, int64_t until,
                      const Checkpoint* from = nullptr, const nn::MixerFactory& mixer = {}) {
   const ThreadShare share(1);  // of the one rank
   Trained result;
   run_ranks(ranks, [&](const Communicator& job) {
     Experiment e;
-    load(e, overrides);
+    configure(e);
     Trainer trainer(e, job, mixer);
     if (from != nullptr) trainer.load(*from);
     Trained mine;
@@ -83,6 +83,12 @@ inline Trained train(int ranks, const Flags& overrides, int64_t until = 20,
     if (job.rank() == 0) result = mine;
   });
   return result;
+}
+
+inline Trained train(int ranks, const Flags& overrides, int64_t until = 20,
+                     const Checkpoint* from = nullptr, const nn::MixerFactory& mixer = {}) {
+  return train(
+      ranks, [&](Experiment& e) { load(e, overrides); }, until, from, mixer);
 }
 
 inline void expect_near(const std::vector<double>& found, const std::vector<double>& expected,
