@@ -65,10 +65,10 @@ void print_machine(const Machine& m, int64_t devices) {
 
 void print_rows(const Plan& plan, size_t most) {
   std::cout << std::right << std::setw(5) << "data" << std::setw(6) << "ring" << std::setw(9)
-            << "ulysses" << std::setw(8) << "keys" << std::setw(6) << "zero" << std::setw(12)
-            << "memory" << std::setw(11) << "products" << std::setw(11) << "attention"
-            << std::setw(9) << "balance" << std::setw(9) << "memory" << std::setw(9) << "ring"
-            << std::setw(9) << "ulysses" << std::setw(11) << "gradients" << std::setw(11)
+            << "ulysses" << std::setw(8) << "keys" << std::setw(12) << "order" << std::setw(6)
+            << "zero" << std::setw(12) << "memory" << std::setw(11) << "products" << std::setw(11)
+            << "attention" << std::setw(9) << "balance" << std::setw(9) << "memory" << std::setw(9)
+            << "ring" << std::setw(9) << "ulysses" << std::setw(11) << "gradients" << std::setw(11)
             << "step ms" << std::setw(9) << "overlap" << std::setw(12) << "efficiency" << '\n';
   size_t shown = 0;
   for (const PlanRow& row : plan.rows) {
@@ -79,7 +79,9 @@ void print_rows(const Plan& plan, size_t most) {
     const Division& d = row.division;
     const TimeCost& t = row.time;
     std::cout << std::fixed << std::setw(5) << d.mesh.data << std::setw(6) << d.mesh.ring
-              << std::setw(9) << d.mesh.ulysses << std::setw(8) << name(d.travel) << std::setw(6)
+              << std::setw(9) << d.mesh.ulysses << std::setw(8)
+              << (d.window > 0 ? concat("ring/", d.window) : std::string(name(d.travel)))
+              << std::setw(12) << (d.mesh.ring > 1 ? name(d.order) : "-") << std::setw(6)
               << (d.zero ? 1 : 0) << std::setw(12) << bytes(row.memory.total())
               << std::setprecision(2) << std::setw(11) << 1e3 * t.products << std::setw(11)
               << 1e3 * t.attention << std::setprecision(3) << std::setw(9) << t.balance
@@ -113,11 +115,12 @@ void print_best(const Plan& plan) {
               << bytes(gradient_bytes(plan.sizes, best.division)) << " a step\n";
   std::cout << short_count(best.tokens_per_s) << " tokens/s\n";
   const Division& d = best.division;
-  if (d.travel == Travel::state || d.mesh.ring * d.mesh.ulysses == 1) return;
-  std::cout << "fovea train CONFIG --ranks=" << d.ranks() << " --mesh.ring=" << d.mesh.ring
-            << " --mesh.ulysses=" << d.mesh.ulysses;
-  if (d.travel == Travel::gather) std::cout << " --mesh.strategy=gather";
-  std::cout << " --train.zero=" << (d.zero ? 1 : 0) << '\n';
+  const std::vector<config::Flag> flags = flags_of(d);
+  if (flags.empty() || d.mesh.ring * d.mesh.ulysses == 1) return;
+  std::cout << "fovea train CONFIG --ranks=" << d.ranks();
+  for (const config::Flag& flag : flags)
+    if (flag.key != "mesh.data") std::cout << " --" << flag.key << '=' << flag.value;
+  std::cout << '\n';
 }
 
 void run(const Arguments& a, const std::vector<std::string>& extras) {

@@ -107,7 +107,7 @@ MemoryCost memory_cost(const GptSizes& z, const Division& d) {
   const double keys =
       p.B * p.n_group * p.G_rank * 2 * p.D;  // elements of a group's keys and values
   if (d.travel == Travel::ring)
-    m.exchange += 2 * keys * (p.e + p.f) +                        // here and next; sums
+    m.exchange += (d.window > 0 ? 3 : 2) * keys * (p.e + p.f) +   // here, next (window); sums
                   p.B * p.n_group * p.H / p.U * (p.D + 2) * p.f;  // rows that are not finished
   if (d.travel == Travel::gather)
     m.exchange += 2 * p.B * p.N * 2 * p.D * p.e + (p.N + p.R * p.n_group) * p.B * 2 * p.D * p.f;
@@ -184,7 +184,16 @@ distributed::Balance balance_of(const GptSizes& z, const Division& d) {
   const int64_t R = d.mesh.ring, chunk = interval ? 16 : 4,
                 n = std::min<int64_t>(z.tokens,
                                       std::max<int64_t>(interval ? 4096 : 1024, 2 * R * chunk));
-  return distributed::balance(distributed::Layout(d.order, n, d.mesh.ring), z.mask_of(n));
+  return distributed::balance(layout_of(z, d, n), z.mask_of(n));
+}
+
+distributed::Layout layout_of(const GptSizes& z, const Division& d, int64_t n) {
+  using distributed::Layout;
+  const int64_t pieces = 4 * d.mesh.ring;  // as mesh.chunk = 0 has it
+  return d.order == distributed::Order::dispatched
+             ? Layout::dispatched(z.mask_of(n), 1, n, (n + pieces - 1) / pieces, d.mesh.ring,
+                                  d.mesh.ulysses)
+             : Layout(d.order, n, d.mesh.ring, d.mesh.ulysses);
 }
 
 // ---- time ---------------------------------------------------------------------------------------
@@ -237,7 +246,22 @@ void attention_exchange(TimeCost& t, const GptSizes& z, const Division& d, const
   const double twice = z.recompute ? 2.0 : 1.0;  // forward runs again
   forward /= times * twice, backward /= times;   // of one layer and pass
   TimeCost one;
-  if (d.travel == Travel::ring) {
+  if (d.travel == Travel::ring && d.window > 0) {
+    // A hop of the inner ring against a step; one between windows against the w steps of a window.
+    const double w = number(d.window), W = R / w, inner = link(m, d.window, d.mesh.ulysses),
+                 keys = sent.ring_forward / (R - 1), sums = sent.ring_sums / (R + W);
+    const auto hops = [&](double bytes, double compute, TimeCost& cost) {
+      for (double hop = 0; hop < W * (w - 1); ++hop)
+        overlap(bytes / inner + m.latency, compute / R, cost.ring, cost.hidden);
+      for (double hop = 1; hop < W; ++hop)
+        overlap(bytes / ring + m.latency, w * compute / R, cost.ring, cost.hidden);
+    };
+    TimeCost pass;
+    hops(keys, forward, pass);
+    one.ring += twice * pass.ring, one.hidden += twice * pass.hidden;
+    hops(keys + sums, backward, one);
+    one.ring += W * (sums / inner + m.latency) + sums / ring + m.latency;  // home
+  } else if (d.travel == Travel::ring) {
     // A hop against a step of R: keys of the next step while these are attended.
     const double hop = sent.ring_forward / (R - 1) / ring + m.latency;
     TimeCost pass;

@@ -68,6 +68,8 @@ double gradient_bytes(const GptSizes& z, const Division& d);
 // Allowed pairs of a sample and head; and their balance over the ring, from a sequence of at most
 // some thousand tokens whose mask shrinks along.
 double allowed_pairs(const GptSizes& z);
+// Of n tokens that stand for all.
+distributed::Layout layout_of(const GptSizes& z, const Division& d, int64_t n);
 distributed::Balance balance_of(const GptSizes& z, const Division& d);
 
 // Seconds of a step. Communication is what is not hidden behind computing; `hidden` the rest.

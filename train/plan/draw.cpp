@@ -80,8 +80,12 @@ std::string draw(const Plan& plan, const Division& d) {
   const int R = d.mesh.ring, U = d.mesh.ulysses;
   FOVEA_CHECK(R * U <= kMost, "plan: a picture of ", R * U, " ranks that share a sample; at most ",
               kMost, " can be told apart");
-  const int64_t N = plan.sizes.tokens;
-  const Layout layout(d.order, N, R, U);
+  // Chunks are given out pair by pair: of a sample of few tokens.
+  const int64_t all_tokens = plan.sizes.tokens,
+                N = d.order == distributed::Order::dispatched
+                        ? std::min<int64_t>(all_tokens, std::max(1024, 16 * R * U))
+                        : all_tokens;
+  const Layout layout = layout_of(plan.sizes, d, N);
   double y = 44;
   std::string body;
   for (int r = 0; r < R; ++r) {
@@ -92,7 +96,8 @@ std::string draw(const Plan& plan, const Division& d) {
                    color(r, R, 45.0 + 30.0 * static_cast<double>(u) / static_cast<double>(U)));
     }
   }
-  std::string title = concat(describe(d), ": tokens 0 to ", N - 1, " of a sample, by rank");
+  std::string title = concat(describe(d), ": tokens 0 to ", N - 1, " of a sample, by rank",
+                             N < all_tokens ? concat("; stands for ", all_tokens) : "");
   if (d.travel == Travel::ring) {
     y += 26;
     body +=

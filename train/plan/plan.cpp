@@ -2,7 +2,6 @@
 #include "train/plan/plan.h"
 
 #include <algorithm>
-#include <map>
 #include <nlohmann/json.hpp>
 
 namespace fovea::train {
@@ -31,14 +30,61 @@ std::string refusal(const GptSizes& z, const distributed::MeshSizes& mesh, int64
   return "";
 }
 
+// How the ranks of a ring may see each other's keys.
+struct Exchange {
+  Travel travel;
+  distributed::Order order = distributed::Order::contiguous;
+  int64_t window = 0;
+  distributed::Balance balance{1, 1};
+};
+std::vector<Exchange> exchanges(const GptSizes& z, const Machine& machine,
+                                const distributed::MeshSizes& mesh, bool linear) {
+  using distributed::Order;
+  if (linear) return {{Travel::state}};
+  if (mesh.ring == 1) return {{Travel::none}};
+  const auto balanced = [&](Exchange exchange) {
+    Division d;
+    d.mesh = mesh;
+    d.travel = exchange.travel;
+    d.order = exchange.order;
+    exchange.balance = balance_of(z, d);
+    return exchange;
+  };
+  const Exchange ring = balanced({Travel::ring, Order::zigzag}),
+                 gather{Travel::gather, Order::zigzag, 0, ring.balance};
+  std::vector<Exchange> all{ring, gather};
+  const int64_t w = machine.node / mesh.ulysses;  // groups of a node
+  if (w > 1 && machine.node % mesh.ulysses == 0 && w < mesh.ring && mesh.ring % w == 0)
+    all.push_back({Travel::ring, Order::zigzag, w, ring.balance});
+  constexpr double kBetter = 0.02;
+  if (ring.balance.total > 1 + kBetter && z.tokens >= 4 * mesh.ring * mesh.ulysses) {
+    const Exchange dispatched = balanced({Travel::gather, Order::dispatched});
+    if (dispatched.balance.total < ring.balance.total - kBetter) all.push_back(dispatched);
+  }
+  return all;
+}
+
 }  // namespace
 
 std::string describe(const Division& d) {
   std::string text =
       concat("data ", d.mesh.data, " x ring ", d.mesh.ring, " x ulysses ", d.mesh.ulysses);
   if (d.travel != Travel::none) text += concat(", ", name(d.travel), ", ", name(d.order));
+  if (d.window > 0) text += concat(", windows of ", d.window);
   if (d.ranks() > 1) text += concat(", zero ", d.zero ? 1 : 0);
   return text;
+}
+
+std::vector<config::Flag> flags_of(const Division& d) {
+  if (d.travel == Travel::state) return {};
+  std::vector<config::Flag> flags{{"mesh.data", std::to_string(d.mesh.data)},
+                                  {"mesh.ring", std::to_string(d.mesh.ring)},
+                                  {"mesh.ulysses", std::to_string(d.mesh.ulysses)}};
+  if (d.travel == Travel::gather) flags.push_back({"mesh.strategy", "gather"});
+  if (d.order == distributed::Order::dispatched) flags.push_back({"mesh.order", "dispatched"});
+  if (d.window > 0) flags.push_back({"mesh.window", std::to_string(d.window)});
+  flags.push_back({"train.zero", d.zero ? "1" : "0"});
+  return flags;
 }
 
 Plan make_plan(const GptSizes& z, const Machine& machine, const Experiment& experiment,
@@ -46,7 +92,6 @@ Plan make_plan(const GptSizes& z, const Machine& machine, const Experiment& expe
   FOVEA_CHECK(options.devices >= 1, "plan: expected at least one device, found ", options.devices);
   Plan plan{z, machine, {}, {}};
   const double pairs = allowed_pairs(z);
-  std::map<std::pair<int, distributed::Order>, distributed::Balance> balances;
   const int64_t P = options.devices;
   for (int64_t shared = 1; shared <= P; ++shared) {
     for (int64_t U = 1; P % shared == 0 && U <= shared; ++U) {
@@ -59,30 +104,18 @@ Plan make_plan(const GptSizes& z, const Machine& machine, const Experiment& expe
           plan.refused.push_back(why);
         continue;
       }
-      std::vector<Travel> travels{Travel::none};
-      if (options.linear) {
-        travels = {Travel::state};
-      } else if (mesh.ring > 1) {
-        travels = {Travel::ring, Travel::gather};
-      }
-      for (const Travel travel : travels) {
+      for (const Exchange& exchange : exchanges(z, machine, mesh, options.linear)) {
         for (int zero = 0; zero <= (P > 1 ? 1 : 0); ++zero) {
           Division d;
           d.mesh = mesh;
-          d.travel = travel;
-          d.order = travel == Travel::ring || travel == Travel::gather
-                        ? distributed::Order::zigzag
-                        : distributed::Order::contiguous;
+          d.travel = exchange.travel;
+          d.order = exchange.order;
+          d.window = exchange.window;
           d.zero = zero == 1;
           d.batch = experiment.train.batch;
           d.micro_batch = experiment.train.micro_batch;
           set_states(d, experiment);
-          const auto key = std::pair(d.mesh.ring, d.order);
-          if (!balances.contains(key)) balances[key] = balance_of(z, d);
-          PlanRow row{
-              d, memory_cost(z, d),
-              time_cost(z, d, machine, pairs,
-                        travel == Travel::state ? distributed::Balance{1, 1} : balances[key])};
+          PlanRow row{d, memory_cost(z, d), time_cost(z, d, machine, pairs, exchange.balance)};
           row.fits = row.memory.total() <= machine.memory;
           row.tokens_per_s = static_cast<double>(d.batch * z.tokens) / row.time.total();
           plan.rows.push_back(row);
@@ -209,6 +242,7 @@ nlohmann::json to_json(const Plan& plan) {
                            {"ulysses", d.mesh.ulysses},
                            {"exchange", name(d.travel)},
                            {"order", distributed::name(d.order)},
+                           {"window", d.window},
                            {"zero", d.zero ? 1 : 0},
                            {"fits", row.fits},
                            {"seconds", seconds},

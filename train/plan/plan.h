@@ -30,8 +30,9 @@ struct PlanOptions {
 };
 
 // Every mesh data x ring x ulysses of that many devices, rings that pass keys on and that gather
-// them, zigzag (the model is causal), with and without ZeRO-1. experiment: batch, micro_batch,
-// optimizer and averages.
+// them, zigzag (the model is causal), with and without ZeRO-1; double rings, whose inner rings are
+// a node's devices; gathered keys of dispatched chunks, where they balance the mask better.
+// experiment: batch, micro_batch, optimizer and averages.
 Plan make_plan(const GptSizes& sizes, const Machine& machine, const Experiment& experiment,
                const PlanOptions& options);
 
@@ -39,6 +40,8 @@ Plan make_plan(const GptSizes& sizes, const Machine& machine, const Experiment& 
 std::string why_best(const Plan& plan);
 // "data 2 x ring 4 x ulysses 1, ring, zigzag, zero 1"
 std::string describe(const Division& division);
+// The same as flags of fovea train; none for Travel::state, which stands for another model.
+std::vector<config::Flag> flags_of(const Division& division);
 
 nlohmann::json to_json(const Plan& plan);
 

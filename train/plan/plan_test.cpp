@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/allocator.h"
 #include "core/parallel.h"
@@ -12,6 +14,7 @@
 #include "distributed/context_attention.h"
 #include "distributed/launch.h"
 #include "distributed/state.h"
+#include "distributed/threads.h"
 #include "train/trainer.h"
 
 namespace fovea::train {
@@ -226,6 +229,79 @@ TEST(Plan, TimesFollowRates) {
     EXPECT_GE(row.time.overlap(), 0.0);
     EXPECT_LE(row.time.efficiency(), 1.0 + 1e-12);
   }
+}
+
+// With slow links between nodes of two, a ring of four visits its node first.
+TEST(Plan, DoubleRingsHideASlowNetwork) {
+  Experiment experiment = experiment_of({{"train.batch", "1"}});
+  GptSizes z = gpt_sizes(experiment);
+  Machine m;
+  m.node = 2;
+  m.network = m.bandwidth / 16;
+  const Plan plan = make_plan(z, m, experiment, {.devices = 4});
+  const auto exposed = [&](int64_t window) {
+    for (const PlanRow& row : plan.rows)
+      if (row.division.travel == Travel::ring && row.division.mesh.ring == 4 &&
+          !row.division.zero && row.division.window == window)
+        return row.time.ring;
+    ADD_FAILURE() << "no ring with windows of " << window;
+    return 0.0;
+  };
+  EXPECT_LT(exposed(2), exposed(0));
+  for (const PlanRow& row : make_plan(z, Machine{}, experiment, {.devices = 4}).rows)
+    EXPECT_EQ(row.division.window, 0);  // one node
+}
+
+// Windows leave zigzag unbalanced, a causal mask does not.
+TEST(Plan, DispatchedChunksWhereZigzagIsUnbalanced) {
+  const Flags flags{{"train.batch", "1"},
+                    {"model.attention.kind", "long_context"},
+                    {"model.attention.mask", "sliding_window"},
+                    {"model.attention.window", "[16, 0]"}};
+  Experiment windowed = experiment_of(flags), causal = experiment_of({{"train.batch", "1"}});
+  std::map<Order, double> balance;
+  for (const PlanRow& row : make_plan(gpt_sizes(windowed), {}, windowed, {.devices = 4}).rows)
+    if (row.division.travel == Travel::gather && row.division.mesh.ring == 4)
+      balance[row.division.order] = row.time.balance;
+  EXPECT_GT(balance[Order::dispatched], 0.99);
+  EXPECT_LT(balance[Order::dispatched], balance[Order::zigzag] - 0.02);
+  for (const PlanRow& row : make_plan(gpt_sizes(causal), {}, causal, {.devices = 4}).rows)
+    EXPECT_NE(row.division.order, Order::dispatched);
+}
+
+// What is planned trains, with the flags that say so.
+TEST(Plan, FlagsAreTakenByTheTrainer) {
+  Machine m;
+  m.node = 2;
+  const Flags base{{"train.batch", "4"},
+                   {"model.dim", "16"},
+                   {"model.attention.kind", "long_context"},
+                   {"model.attention.heads", "4"},
+                   {"model.attention.mask", "sliding_window"},
+                   {"model.attention.window", "[16, 0]"}};
+  Experiment experiment = experiment_of(base);
+  std::set<std::string> tried;
+  for (const PlanRow& row : make_plan(gpt_sizes(experiment), m, experiment, {.devices = 4}).rows) {
+    Flags flags = base;
+    std::string text;
+    for (const config::Flag& flag : flags_of(row.division)) {
+      flags.push_back(flag);
+      text += flag.key + '=' + flag.value + ' ';
+    }
+    if (!tried.insert(text).second) continue;
+    distributed::run_ranks(4, [&](const distributed::Communicator& job) {
+      Experiment mine = experiment_of(flags);
+      Trainer trainer(mine, job);
+      EXPECT_TRUE(std::isfinite(trainer.step().loss)) << text;
+    });
+  }
+  const auto any = [&](const char* part) {
+    return std::any_of(tried.begin(), tried.end(), [&](const std::string& text) {
+      return text.find(part) != std::string::npos;
+    });
+  };
+  EXPECT_TRUE(any("mesh.window=2"));
+  EXPECT_TRUE(any("mesh.order=dispatched"));
 }
 
 TEST(Plan, RowsAreSortedAndRefusalsNamed) {
