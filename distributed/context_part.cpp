@@ -16,6 +16,22 @@ std::vector<nn::SequencePart::Run> runs_of(const Mesh& mesh, const Layout& layou
   return runs;
 }
 
+class SumFn final : public Function {
+ public:
+  explicit SumFn(Communicator comm) : comm_(std::move(comm)) {}
+  const char* name() const override { return "sum_over_parts"; }
+  Tensor forward(const Tensor& x) { return sum(x); }
+  Tensors backward(const Tensors& dout) override { return {sum(dout[0])}; }
+
+ private:
+  Tensor sum(const Tensor& x) const {
+    const Tensor total = x.contiguous().clone();
+    comm_.all_reduce(total).wait();
+    return total;
+  }
+  const Communicator comm_;
+};
+
 }  // namespace
 
 ContextPart::ContextPart(const Mesh& mesh, const Layout& layout, const ContextOptions& scores,
@@ -31,6 +47,8 @@ ContextPart::ContextPart(const Mesh& mesh, const Layout& layout, const ContextOp
 Tensor ContextPart::take(const Tensor& whole, int axis) const {
   return layout().take(whole, axis, place_.ring, place_.ulysses);
 }
+
+Variable ContextPart::summed(const Variable& x) const { return record(make<SumFn>(context_), x); }
 
 // ---- what layers see ----------------------------------------------------------------------------
 

@@ -24,8 +24,8 @@ class ContextPart final : public attention::OverParts {
                     states) {}
 
   const Layout& layout() const { return attention_.layout(); }
-  // This rank's tokens along an axis of the whole sequence, contiguous.
-  Tensor take(const Tensor& whole, int axis) const;
+  Tensor take(const Tensor& whole, int axis) const override;
+  Variable summed(const Variable& x) const override;
 
   Variable attend(const ScoreRule& rule, const Variable& q, const Variable& k, const Variable& v,
                   const Variable& sink, const Tensor& slopes, const attention::Mask& mask,

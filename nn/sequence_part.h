@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "core/tensor.h"
+#include "autograd/variable.h"
 
 namespace fovea::nn {
 
@@ -27,6 +27,13 @@ class SequencePart {
   // How many tokens the part has, and where in the whole: i64 [n].
   int64_t tokens() const { return positions_.numel(); }
   const Tensor& positions() const { return positions_; }
+  // Whether the sequence's first token is this part's, and then its first.
+  bool holds_first() const { return !runs_.empty() && runs_.front().first == 0; }
+
+  // The part's tokens along an axis of the whole, contiguous.
+  virtual Tensor take(const Tensor& whole, int axis) const = 0;
+  // The sum over all parts of x, of one shape, on each. Differentiable: so are its gradients.
+  virtual Variable summed(const Variable& x) const = 0;
 
  private:
   int64_t whole_;

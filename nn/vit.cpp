@@ -3,6 +3,7 @@
 
 #include "autograd/ops.h"
 #include "nn/dropout.h"
+#include "nn/embedding.h"
 #include "nn/gpt.h"
 
 namespace fovea::nn {
@@ -85,26 +86,66 @@ Vit::Vit(const VitOptions& options, int64_t channels, int64_t height, int64_t wi
   declare("head", *head_);
 }
 
-Variable Vit::forward(const Variable& images) {
+Variable Vit::embed(const Variable& images, const SequencePart* part) const {
+  Variable x = patchify(images, options_.patch);
+  const Variable first =
+      class_token_.defined() ? expand(class_token_, {x.dim(0), 1, options_.dim}) : Variable();
+  if (part == nullptr) {
+    x = patch_embed_->forward(x);
+    if (first.defined()) x = concat({first, x}, 1);
+    if (position_.defined()) x = add(x, position_);
+    if (sinusoids_.defined()) x = add(x, Variable(sinusoids_.to(x.dtype())));
+    return x;
+  }
+  // The part's patches, behind the class token where it has that.
+  const auto blank = [&] {
+    return Variable(Tensor::zeros({x.dim(0), 1, x.dim(2)}, x.dtype(), x.value().device()));
+  };
+  const Tensor own = part->take((first.defined() ? concat({blank(), x}, 1) : x).value(), 1);
+  if (!first.defined() || !part->holds_first()) {
+    x = patch_embed_->forward(Variable(own));
+  } else if (own.dim(1) == 1) {
+    x = first;
+  } else {
+    x = concat({first, patch_embed_->forward(Variable(own.slice(1, 1, own.dim(1)).contiguous()))},
+               1);
+  }
+  if (position_.defined())
+    x = add(x, embedding(reshape(position_, {tokens(), options_.dim}), part->positions()));
+  if (sinusoids_.defined())
+    x = add(x, embedding(Variable(sinusoids_.to(x.dtype())), part->positions()));
+  return x;
+}
+
+// h [B, n, dim] -> [B, dim]. A part without the class token adds zeros of its own tokens, so that
+// its backward pass is as long as the others'.
+Variable Vit::pooled(const Variable& h, const SequencePart* part) const {
+  const bool of_class = class_token_.defined();
+  const auto token = [&] { return reshape(slice(h, 1, 0, 1), {h.dim(0), options_.dim}); };
+  if (part == nullptr) return of_class ? token() : mean(h, 1);
+  const Dtype wide = h.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  const Variable own = of_class ? scale(cast(token(), wide), part->holds_first() ? 1.0 : 0.0)
+                                : scale(sum(cast(h, wide), 1), 1.0 / static_cast<double>(tokens()));
+  return cast(part->summed(own), h.dtype());
+}
+
+Variable Vit::forward(const Variable& images, const SequencePart* part) {
   FOVEA_CHECK(images.value().rank() == 4 && images.dim(1) == channels_ &&
                   images.dim(2) == grid_h_ * options_.patch &&
                   images.dim(3) == grid_w_ * options_.patch,
               "vit: expected images [B, ", channels_, ", ", grid_h_ * options_.patch, ", ",
               grid_w_ * options_.patch, "], found ", images.shape());
+  FOVEA_CHECK(part == nullptr || part->whole() == tokens(), "vit: a part of ",
+              part != nullptr ? part->whole() : 0, " tokens, but an image has ", tokens());
   const MemoryLabel label(activations());
-  Variable x = patch_embed_->forward(patchify(images, options_.patch));
-  if (class_token_.defined()) x = concat({expand(class_token_, {x.dim(0), 1, options_.dim}), x}, 1);
-  if (position_.defined()) x = add(x, position_);
-  if (sinusoids_.defined()) x = add(x, Variable(sinusoids_.to(x.dtype())));
   MixerContext context;
   context.grid_h = grid_h_;
   context.grid_w = grid_w_;
   context.prefix_tokens = class_token_.defined() ? 1 : 0;
-  const Residual stream = blocks_.forward(dropout(x, options_.dropout, *this), context, compute_);
-  const Variable h = norm_->add_forward(stream.x, stream.delta, compute_)[1];
-  const Variable pooled =
-      class_token_.defined() ? reshape(slice(h, 1, 0, 1), {h.dim(0), options_.dim}) : mean(h, 1);
-  return head_->forward(pooled);
+  context.part = part;
+  const Residual stream = blocks_.forward(
+      dropout(embed(images, part), options_.dropout, *this, part), context, compute_);
+  return head_->forward(pooled(norm_->add_forward(stream.x, stream.delta, compute_)[1], part));
 }
 
 double Vit::forward_flops(int64_t batch) const {

@@ -29,8 +29,12 @@ class Vit : public Module {
   Vit(const VitOptions& options, int64_t channels, int64_t height, int64_t width, int64_t classes,
       const MixerFactory& mixer);
 
-  // images f32 (f64) [B, C, H, W] -> logits [B, classes] in the compute dtype
-  Variable forward(const Variable& images);
+  // images f32 (f64) [B, C, H, W] -> logits [B, classes] in the compute dtype. part: of the
+  // sequence of tokens(), the class token first; the logits are those of the whole images, the same
+  // on every part, and images take no gradient.
+  Variable forward(const Variable& images, const SequencePart* part = nullptr);
+  // Why not; empty: forward takes such a part.
+  std::string refuses(const SequencePart& part) const { return blocks_.refuses(part); }
 
   void set_compute(Dtype compute) { compute_ = compute; }
   Dtype compute() const { return compute_; }
@@ -40,6 +44,9 @@ class Vit : public Module {
   double forward_flops(int64_t batch) const;
 
  private:
+  Variable embed(const Variable& images, const SequencePart* part) const;
+  Variable pooled(const Variable& h, const SequencePart* part) const;
+
   VitOptions options_;
   int64_t channels_, grid_h_, grid_w_, classes_;
   Dtype compute_ = Dtype::f32;

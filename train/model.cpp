@@ -42,6 +42,17 @@ EvalSums score(const Variable& logits, const Tensor& targets) {
   return sums;
 }
 
+// With the systems that take parts of sequences, where `attention` is none of them.
+std::string refusal(const std::string& attention, const std::string& why) {
+  if (why.empty()) return why;
+  const auto known = attention::systems().find(attention);
+  std::string others;
+  for (const auto& [name, system] : attention::systems())
+    if (system.parts) others += (others.empty() ? "; parts of them: " : ", ") + name;
+  const bool takes_parts = known != attention::systems().end() && known->second.parts;
+  return concat("attention ", attention, ' ', why, takes_parts ? "" : others);
+}
+
 // Next-token prediction: inputs i64 [B, N], targets i64 [B, N].
 class LanguageModel final : public Model {
  public:
@@ -60,15 +71,9 @@ class LanguageModel final : public Model {
     const NoGrad no_grad;
     return score(gpt_.forward(batch.inputs, batch.documents, part), batch.targets);
   }
+  int64_t tokens(int64_t context) const override { return context; }
   std::string refuses(const nn::SequencePart& part) const override {
-    const std::string why = gpt_.refuses(part);
-    if (why.empty()) return why;
-    const auto known = attention::systems().find(attention_);
-    std::string others;
-    for (const auto& [name, system] : attention::systems())
-      if (system.parts) others += (others.empty() ? "; parts of them: " : ", ") + name;
-    const bool takes_parts = known != attention::systems().end() && known->second.parts;
-    return concat("attention ", attention_, ' ', why, takes_parts ? "" : others);
+    return refusal(attention_, gpt_.refuses(part));
   }
   std::optional<attention::Mask> mask(int64_t batch, int64_t tokens,
                                       const Tensor& documents) const override {
@@ -92,23 +97,28 @@ class LanguageModel final : public Model {
 class ImageModel final : public Model {
  public:
   ImageModel(const nn::VitOptions& options, const data::Description& data,
-             const nn::MixerFactory& mixer)
-      : vit_(options, data.channels, data.height, data.width, data.classes, mixer) {}
+             const nn::MixerFactory& mixer, std::string attention)
+      : vit_(options, data.channels, data.height, data.width, data.classes, mixer),
+        attention_(std::move(attention)) {}
   nn::Module& module() override { return vit_; }
   void initialise(uint64_t seed) override { vit_.initialise(seed, vit_.options().init_scale); }
   void set_compute(Dtype compute) override { vit_.set_compute(compute); }
   Variable loss(const data::Batch& batch, const TrainOptions& options,
-                const nn::SequencePart*) override {
-    const Variable logits = vit_.forward(Variable(batch.inputs));
+                const nn::SequencePart* part) override {
+    const Variable logits = vit_.forward(Variable(batch.inputs), part);
     if (batch.soft_targets.defined())
       return nn::cross_entropy_soft(logits, batch.soft_targets, loss_options(options));
     return nn::cross_entropy(logits, batch.targets, loss_options(options));
   }
-  EvalSums evaluate(const data::Batch& batch, const nn::SequencePart*) override {
+  EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) override {
     const NoGrad no_grad;
-    return score(vit_.forward(Variable(batch.inputs)), batch.targets);
+    const Variable logits = vit_.forward(Variable(batch.inputs), part);
+    return part == nullptr || part->holds_first() ? score(logits, batch.targets) : EvalSums();
   }
-  std::string refuses(const nn::SequencePart&) const override { return "images are not cut"; }
+  int64_t tokens(int64_t) const override { return vit_.tokens(); }
+  std::string refuses(const nn::SequencePart& part) const override {
+    return refusal(attention_, vit_.refuses(part));
+  }
   std::optional<attention::Mask> mask(int64_t, int64_t, const Tensor&) const override { return {}; }
   double step_flops(int64_t samples) const override { return 3.0 * vit_.forward_flops(samples); }
   int64_t units_per_sample() const override { return 1; }
@@ -116,6 +126,7 @@ class ImageModel final : public Model {
 
  private:
   nn::Vit vit_;
+  std::string attention_;  // its kind
 };
 
 }  // namespace
@@ -156,6 +167,7 @@ config::Choice model_choice() {
 
 std::unique_ptr<Model> make_model(Experiment& experiment, const data::Description& data,
                                   const nn::MixerFactory& mixer) {
+  const std::string given = "given by the program";
   if (auto* gpt = dynamic_cast<GptModelOptions*>(&experiment.model.options())) {
     FOVEA_CHECK(data.is_tokens, "model: kind \"gpt\" learns from tokens, but data kind \"",
                 experiment.data.kind(), "\" gives images");
@@ -163,13 +175,14 @@ std::unique_ptr<Model> make_model(Experiment& experiment, const data::Descriptio
                 " is shorter than the data's sequences of ", data.context, " tokens");
     return std::make_unique<LanguageModel>(*gpt, data.vocab_size,
                                            mixer ? mixer : mixer_factory(gpt->attention),
-                                           mixer ? "given by the program" : gpt->attention.kind());
+                                           mixer ? given : gpt->attention.kind());
   }
   auto* vit = dynamic_cast<VitModelOptions*>(&experiment.model.options());
   FOVEA_CHECK(vit != nullptr, "model: unknown kind \"", experiment.model.kind(), '"');
   FOVEA_CHECK(!data.is_tokens, "model: kind \"vit\" learns from images, but data kind \"",
               experiment.data.kind(), "\" gives tokens");
-  return std::make_unique<ImageModel>(*vit, data, mixer ? mixer : mixer_factory(vit->attention));
+  return std::make_unique<ImageModel>(*vit, data, mixer ? mixer : mixer_factory(vit->attention),
+                                      mixer ? given : vit->attention.kind());
 }
 
 }  // namespace fovea::train

@@ -31,11 +31,14 @@ class Model {
   virtual void initialise(uint64_t seed) = 0;
   virtual void set_compute(Dtype compute) = 0;
   // Mean loss over the scored positions of `batch`, as a scalar Variable.
-  // part: the batch holds this part of its sequences.
+  // part: the batch holds this part of its sequences, or images of which this part is computed.
   virtual Variable loss(const data::Batch& batch, const TrainOptions& options,
                         const nn::SequencePart* part) = 0;
-  // Without gradient, in evaluation mode: no smoothing, no dropout.
+  // Without gradient, in evaluation mode: no smoothing, no dropout. Images count where their first
+  // token is.
   virtual EvalSums evaluate(const data::Batch& batch, const nn::SequencePart* part) = 0;
+  // Tokens of the sequence that a sample is: `context` of them, or an image's.
+  virtual int64_t tokens(int64_t context) const = 0;
   // Why the model does not take such a part; empty: it does.
   virtual std::string refuses(const nn::SequencePart& part) const = 0;
   // What the tokens of whole samples see; absent: the model does not say. documents as in Batch.

@@ -43,6 +43,10 @@ inline void load(Experiment& e, const Flags& overrides) {
   };
   if (std::any_of(overrides.begin(), overrides.end(), says("model.attention.kind")))
     std::erase_if(rest, says("model.attention."));
+  if (std::any_of(overrides.begin(), overrides.end(), says("model.kind"))) {
+    std::erase_if(rest, says("model.kind"));
+    std::erase_if(rest, says("model.context"));
+  }
   flags.insert(flags.end(), rest.begin(), rest.end());
   flags.insert(flags.end(), overrides.begin(), overrides.end());
   config::load_text(e, "", "test", flags);

@@ -47,14 +47,13 @@ void SequenceParts::check_keys() const {
               " is of mesh.order = dispatched, found ", o.order);
 }
 
-void SequenceParts::check(const Experiment& experiment, const Model& model, int64_t tokens) {
+void SequenceParts::check(const Model& model, int64_t context) {
   check_keys();
   const auto [_, R, U] = mesh_.sizes();
   if (R * U == 1) return;
+  const int64_t tokens = model.tokens(context);
   const std::string mesh = concat("mesh: ring ", R, " x ulysses ", U, ": "),
                     other = "; mesh.data cuts batches of any model";
-  FOVEA_CHECK(tokens > 0, mesh, "model ", experiment.model.kind(),
-              " takes whole samples only, gpt parts of sequences", other);
   FOVEA_CHECK(tokens >= int64_t{R} * U, mesh, "a sequence of ", tokens, " tokens leaves some of ",
               R * U, " ranks without one", other);
   if (dispatched() && R > 1) {
@@ -92,12 +91,13 @@ std::string SequenceParts::refuses_chunks(int64_t tokens) const {
 SequenceParts::Cut SequenceParts::cut(const data::Batch& whole, const Model& model) {
   if (mesh_.context().size() == 1) return {whole, nullptr};
   const distributed::ContextPart& part = part_of(whole, model);
+  if (is_floating(whole.inputs.dtype())) return {whole, &part};
   return {{part.take(whole.inputs, 1), part.take(whole.targets, 1), {}, whole.documents}, &part};
 }
 
 const distributed::ContextPart& SequenceParts::part_of(const data::Batch& whole,
                                                        const Model& model) {
-  const int64_t B = whole.inputs.dim(0), N = whole.inputs.dim(1);
+  const int64_t B = whole.inputs.dim(0), N = model.tokens(whole.inputs.dim(1));
   if (dispatched() && mesh_.sizes().ring > 1 && whole.documents.defined()) {
     of_documents_ = make_part(B, N, whole.documents, model);
     return *of_documents_;

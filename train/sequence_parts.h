@@ -20,13 +20,13 @@ class SequenceParts {
   SequenceParts(const distributed::Mesh& mesh, const MeshOptions& options)
       : mesh_(mesh), options_(options) {}
 
-  // Throws in one line where samples of `tokens` (0: no sequences) or the model cannot be cut.
+  // Throws in one line where samples of `context` tokens (any: images) or the model cannot be cut.
   // Collective.
-  void check(const Experiment& experiment, const Model& model, int64_t tokens);
+  void check(const Model& model, int64_t context);
 
-  // A batch of whole samples as this rank trains on it; its documents stay whole. Targets tell of
-  // the next token: they are cut as the inputs are. Collective where a layout is new: that of a
-  // length, and, dispatched, of a batch's documents. The part lives until the next cut.
+  // A batch of whole samples as this rank trains on it; images and documents stay whole. Targets
+  // tell of the next token: they are cut as the inputs are. Collective where a layout is new: that
+  // of a length, and, dispatched, of a batch's documents. The part lives until the next cut.
   struct Cut {
     data::Batch batch;
     const nn::SequencePart* part;  // null: samples are whole

@@ -234,6 +234,13 @@ TEST_P(SequencePartsOn, TrainAsOneRankDoes) {
 }
 FOVEA_ON_DEVICES(SequencePartsOn);
 
+// One that says nothing of parts.
+class Silent final : public attention::PartMixer {
+ public:
+  explicit Silent(int64_t channels) : PartMixer(channels, 1, channels) {}
+  Variable forward(const Variable& x, const nn::MixerContext&) override { return x; }
+};
+
 TEST(SequenceParts, WhatCannotBeCutIsRefusedInOneLine) {
   const auto expect = [](int ranks, const Flags& flags, const std::string& part,
                          bool small = true) {
@@ -276,24 +283,50 @@ TEST(SequenceParts, WhatCannotBeCutIsRefusedInOneLine) {
           {"mesh.order", "dispatched"},
           {"mesh.chunk", "23"}},
          "mesh.chunk = 23 leaves a chunk of 1 tokens for 2 ranks of ulysses");
+  const std::string error = error_of([] {
+    train(2, {{"mesh.ring", "2"}}, 1, nullptr,
+          [](int64_t channels, int64_t, int64_t) { return std::make_unique<Silent>(channels); });
+  });
+  EXPECT_NE(error.find("mesh: ring 2 x ulysses 1: attention given by the program takes whole "
+                       "sequences only; parts of them: long_context, softmax_attention; mesh.data"),
+            std::string::npos)
+      << error;
+}
+
+// Images of 4 x 3 patches; class token or mean.
+TEST(SequenceParts, ImagesTrainAsOnOneRank) {
   const std::filesystem::path path =
       std::filesystem::temp_directory_path() / ("fovea_images." + std::to_string(getpid()) + ".h5");
+  constexpr int64_t kImages = 24;
   Hdf5Writer file;
   for (const std::string split : {"train", "val"}) {
-    file.write(split + "/images", Tensor::full({4, 1, 4, 4}, 0.5));
-    file.write(split + "/labels", Tensor::zeros({4}, Dtype::i64));
+    const Tensor pixels = Tensor::empty({kImages, 2, 8, 6});
+    fill_uniform(pixels, RngKey(1, "test", split));
+    std::vector<int64_t> labels;
+    for (int64_t i = 0; i < kImages; ++i) labels.push_back(i * i % 3);
+    file.write(split + "/images", pixels);
+    file.write(split + "/labels", Tensor::from(labels, {kImages}));
   }
   file.save(path);
-  expect(2,
-         {{"data.kind", "hdf5"},
-          {"data.path", path.string()},
-          {"model.kind", "vit"},
-          {"model.patch", "2"},
-          {"model.attention.kind", "softmax_attention"},
-          {"mesh.ring", "2"}},
-         "model vit takes whole samples only, gpt parts of sequences; "
-         "mesh.data cuts batches of any model",
-         false);
+  for (const char* pool : {"class", "mean"}) {
+    const Flags flags{
+        {"data.kind", "hdf5"}, {"data.path", path.string()},
+        {"model.kind", "vit"}, {"model.patch", "2"},
+        {"model.pool", pool},  {"model.positions", pool[0] == 'c' ? "learned" : "sinusoidal"}};
+    const Trained one = train(1, flags, 10);
+    for (const Flags& mesh :
+         {Flags{{"mesh.ring", "2"}}, Flags{{"mesh.ring", "3"}, {"mesh.order", "striped"}},
+          Flags{{"mesh.ring", "2"}, {"mesh.ulysses", "2"}, {"mesh.strategy", "gather"}},
+          Flags{{"mesh.data", "2"}, {"mesh.ring", "2"}, {"train.zero", "1"}}})
+      expect_as(one, {pool, mesh, flags, 10});
+  }
+  // A rank with the class token alone.
+  Flags small{{"data.kind", "hdf5"},
+              {"data.path", path.string()},
+              {"model.kind", "vit"},
+              {"model.patch", "2"},
+              {"model.pool", "class"}};
+  expect_as_one_rank({"13 ranks", {{"mesh.ring", "13"}, {"mesh.order", "contiguous"}}, small, 2});
   std::filesystem::remove(path);
 }
 

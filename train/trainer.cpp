@@ -101,7 +101,7 @@ Trainer::Trainer(Experiment& experiment, const distributed::Communicator& ranks,
   loader_ = std::make_unique<data::Loader>(*train_source_, loader);
   model_ = make_model(experiment, data(), mixer);
   for (const data::Source* source : {train_source_.get(), val_source_.get()})
-    parts_.check(experiment, *model_, data().is_tokens ? source->description().context : 0);
+    parts_.check(*model_, source->description().context);
   model_->initialise(seed);
   model_->set_compute(train.compute());
   model_->module().to(device_);
