@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "attention/golden.h"
+#include "attention/over_parts.h"
 #include "core/io/hdf5.h"
 #include "core/testing/devices.h"
 
@@ -32,6 +33,57 @@ TEST(Registry, EverySystemIsDescribedAndHasGoldenFiles) {
       return f.filename().string().starts_with(name + "__");
     })) << name;
   }
+}
+
+// A part that sees all.
+class Anything final : public OverParts {
+ public:
+  Anything() : OverParts(4, {{0, 1, 2}}) {}
+  Tensor take(const Tensor& whole, int) const override { return whole; }
+  Variable summed(const Variable& x) const override { return x; }
+  Variable attend(const ScoreRule&, const Variable& q, const Variable&, const Variable&,
+                  const Variable&, const Tensor&, const Mask&, const ScoreOptions&) const override {
+    return q;
+  }
+  Variable linear_attention(const Variable&, const Variable&, const Variable& v, const Variable&,
+                            const Variable&, const Tensor&) const override {
+    return v;
+  }
+  Variable delta_rule(const Variable&, const Variable&, const Variable& v, const Variable&,
+                      const Variable&, const Variable&, const Tensor&) const override {
+    return v;
+  }
+  Variable with_tokens_before(const Variable& x, int, int64_t, Edge) const override { return x; }
+  Variable by_heads(const Variables& x, const OfHeads&) const override { return x[0]; }
+  std::string refuses(Sees, int64_t heads, int64_t) const override {
+    return heads == 5 ? "has five heads" : "";
+  }
+};
+
+TEST(Registry, SystemsSayWhetherTheyTakeParts) {
+  for (const auto& [name, system] : systems()) {
+    const auto options = system.options();
+    const std::string why = system.make(*options, 30, 0, 1)->refuses(Anything());
+    EXPECT_EQ(why.empty(), system.parts) << name << ": " << why;
+  }
+  EXPECT_EQ(refusal(Anything(), {Sees::before, Sees::state}, 5), "has five heads");
+}
+
+// Without a part the calls are the engines' own.
+TEST(OverParts, TokensBeforeTheSequence) {
+  const Variable x(Tensor::from(std::vector<double>{1, 2, 3}, {1, 3, 1}));
+  EXPECT_EQ(with_tokens_before(nullptr, x, 1, 2).value().to_vector<double>(),
+            (std::vector<double>{0, 0, 1, 2, 3}));
+  EXPECT_EQ(with_tokens_before(nullptr, x, 1, 2, Edge::absent).dim(1), 3);
+  const Tensor ids = Tensor::from(std::vector<int32_t>{4, 4, 5}, {1, 3});
+  EXPECT_EQ(documents_before(nullptr, ids, 2).to_vector<int32_t>(),
+            (std::vector<int32_t>{-1, -1, 4, 4, 5}));
+  EXPECT_EQ(documents_before(nullptr, ids, 2, Edge::absent).to_vector<int32_t>(),
+            (std::vector<int32_t>{4, 4, 5}));
+  const Anything first;  // tokens 0 and 1
+  EXPECT_EQ(documents_before(&first, ids, 1).to_vector<int32_t>(),
+            (std::vector<int32_t>{-1, 4, 4}));
+  EXPECT_THROW(with_tokens_before(nullptr, x, 1, -1), Error);
 }
 
 class Golden : public OnDevices {};

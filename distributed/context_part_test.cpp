@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "attention/over_parts_cases.h"
 #include "attention/registry.h"
 #include "distributed/threads.h"
@@ -97,22 +99,28 @@ const std::vector<std::vector<config::Flag>> kAttentions{{{"attention.kind", "so
                                                           {"attention.qk_norm", "rms"},
                                                           {"attention.window", "5"}}};
 
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double most = 0.0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i)
+    most = std::max(most, std::isfinite(a[i]) ? std::abs(a[i] - b[i]) : INFINITY);
+  return most;
+}
+
 // On every rank of a mesh, of the same model called with all tokens.
 void expect_whole(const ContextPart& part, const Mesh& mesh, nn::Gpt& gpt, const Batch& batch,
                   const Result& whole, double bound) {
-  ASSERT_EQ(gpt.refuses(part), "");
+  EXPECT_EQ(gpt.refuses(part), "");
   const Result mine = run(gpt, batch, &part);
-  const std::vector<double> found = mine.logits.to_vector<double>(),
-                            expected = part.take(whole.logits, 1).to_vector<double>();
-  ASSERT_EQ(found.size(), expected.size());
-  for (size_t i = 0; i < found.size(); ++i) ASSERT_NEAR(found[i], expected[i], bound) << i;
+  EXPECT_LT(largest_difference(mine.logits.to_vector<double>(),
+                               part.take(whole.logits, 1).to_vector<double>()),
+            bound);
   for (size_t p = 0; p < mine.dparams.size(); ++p) {
     const Tensor sum =
         Tensor::from(mine.dparams[p], {static_cast<int64_t>(mine.dparams[p].size())});
     mesh.all().all_reduce(sum).wait();
-    for (size_t i = 0; i < mine.dparams[p].size(); ++i)
-      ASSERT_NEAR(sum.data<double>()[i], whole.dparams[p][i], bound)
-          << gpt.parameters()[p].name << ' ' << i;
+    EXPECT_LT(largest_difference(sum.to_vector<double>(), whole.dparams[p]), bound)
+        << gpt.parameters()[p].name;
   }
 }
 

@@ -15,4 +15,12 @@ SequencePart::SequencePart(int64_t whole, std::vector<Run> runs)
   positions_ = Tensor::from(positions, {static_cast<int64_t>(positions.size())});
 }
 
+Tensor SequencePart::take(const Tensor&, int) const {
+  throw Error("sequence part: it does not say how its tokens are taken from the whole");
+}
+
+Variable SequencePart::summed(const Variable&) const {
+  throw Error("sequence part: it knows no other parts to add up with");
+}
+
 }  // namespace fovea::nn

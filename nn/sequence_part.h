@@ -30,10 +30,11 @@ class SequencePart {
   // Whether the sequence's first token is this part's, and then its first.
   bool holds_first() const { return !runs_.empty() && runs_.front().first == 0; }
 
-  // The part's tokens along an axis of the whole, contiguous.
-  virtual Tensor take(const Tensor& whole, int axis) const = 0;
-  // The sum over all parts of x, of one shape, on each. Differentiable: so are its gradients.
-  virtual Variable summed(const Variable& x) const = 0;
+  // Of parts that know of one another; else they throw. The part's tokens along an axis of the
+  // whole, contiguous:
+  virtual Tensor take(const Tensor& whole, int axis) const;
+  // The sum over all parts of x, of one shape, on each. Differentiable: gradients are summed too.
+  virtual Variable summed(const Variable& x) const;
 
  private:
   int64_t whole_;

@@ -232,6 +232,21 @@ TEST_P(SequencePartsOn, TrainAsOneRankDoes) {
   for (const char* order : {"zigzag", "striped"})
     expect_as_one_rank({order, {{"mesh.ring", "2"}, {"mesh.order", order}}, flags, 2});
 }
+
+TEST_P(SequencePartsOn, DocumentsAndEveryEngineTrainAsOnOneRank) {
+  Flags flags =
+      joined(packed("causal_document"), {{"train.device", std::string(name(device().kind))},
+                                         {"train.batch", "2"},
+                                         {"model.layers", "1"},
+                                         {"model.dim", "8"},
+                                         {"data.of.val_samples", "4"}});
+  const Flags ring{{"mesh.ring", "2"}, {"mesh.order", "contiguous"}};
+  expect_as_one_rank({"documents", ring, flags, 2});
+  std::erase_if(flags, [](const config::Flag& f) { return f.key.starts_with("model.attention."); });
+  for (const auto& [name, mixer] : attention::part_mixers(2))
+    if (name == "delta behind a convolution" || name == "linear, decay a token" || name == "window")
+      expect_as_one_rank({name.c_str(), ring, flags, 1, mixer});
+}
 FOVEA_ON_DEVICES(SequencePartsOn);
 
 // One that says nothing of parts.

@@ -286,6 +286,18 @@ TEST_P(StepGraphs, ALabelThatIsNoClassIsFoundBeforeTheWeightsMove) {
   EXPECT_EQ(graph.parameters[0].variable.value().to_vector<float>(), before);
 }
 
+TEST_P(StepGraphs, DocumentsAreEachBatchsOwn) {
+  const Warned warned;
+  Images graph(StepGraph::Use::automatic, device()), strict(StepGraph::Use::on, device());
+  data::Batch batch = images(2, 0, false);
+  batch.documents = Tensor::zeros({2, 4}, Dtype::i32);
+  for (int i = 0; i < 3; ++i) graph.step(batch);
+  EXPECT_FALSE(graph.graph->captured());
+  const std::string why = "the step cannot be a graph: masks of documents are each batch's own";
+  EXPECT_EQ(refused(strict, batch), "train.graph is on, but " + why);
+  EXPECT_EQ(warned.lines.size(), 1u);
+}
+
 TEST(StepGraph, AutoIsForCardsAndTheCpuHasNone) {
   EXPECT_EQ(StepGraph::parse("auto", {Device::Kind::cuda, 0}), StepGraph::Use::automatic);
   EXPECT_EQ(StepGraph::parse("auto", {Device::Kind::interpreted, 0}), StepGraph::Use::off);
