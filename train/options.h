@@ -46,13 +46,13 @@ struct TrainOptions : config::Options {
 // [mesh]: how the ranks of a job divide the work (distributed/mesh.h).
 struct MeshOptions : config::Options {
   int64_t data = 0;  // ranks with samples of their own; 0: all that ring and ulysses leave
-  int64_t ring = 1, ulysses = 1;  // ranks that share samples, cut along the sequence:
-  std::string order = "zigzag";   // which tokens a rank of the ring has (distributed/layout.h);
-  int64_t chunk = 0;              // tokens given out at once (dispatched); 0: four times a rank
-  std::string strategy = "ring";  // how it gets to see the keys of others (context_attention.h)
-  int64_t window = 0;             // ranks of an inner ring; 0: one ring of all
-  int64_t heads_per_gather = 1;   // key heads
-  std::string state = "gather";   // how states are handed on (distributed/state.h)
+  int64_t ring = 1, ulysses = 1;   // ranks that share samples, cut along the sequence:
+  std::string order = "zigzag";    // which tokens a rank of the ring has (distributed/layout.h);
+  int64_t chunk = 0;               // tokens given out at once (dispatched); 0: four times a rank
+  std::string strategy = "ring";   // how it gets to see the keys of others (context_attention.h)
+  int64_t window = 0;              // ranks of an inner ring; 0: one ring of all
+  int64_t heads_per_gather = 1;    // key heads
+  std::string state = "gather";    // how states are handed on (distributed/state.h)
   int64_t bucket_bytes = 8 << 20;  // gradients are summed in pieces of about this size ...
   bool overlap = true;             // ... while backward computes the next ones
   int64_t block = 0;               // tokens of a unit of work, for the same bits on every mesh
