@@ -178,6 +178,8 @@ class Communicator {
 // Every rank gives the hash of something that all must hold alike (version, config, shapes). Throws
 // on every rank, naming the first rank that differs from rank 0, unless all are equal. Collective.
 void check_agree(const Communicator& comm, const std::string& what, uint64_t hash);
+// The text of every rank. Collective.
+std::vector<std::string> gather_text(const Communicator& comm, const std::string& text);
 // FNV-1a.
 uint64_t hash_of(std::string_view text);
 
