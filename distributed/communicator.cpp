@@ -6,6 +6,8 @@
 #include <bit>
 #include <charconv>
 #include <cstdlib>
+#include <cstring>
+#include <numeric>
 #include <optional>
 
 #include "core/stream.h"
@@ -224,8 +226,8 @@ class Communicator::Core {
                                   transport_->in_order() ? lane_ : nullptr);
   }
   std::shared_ptr<Core> on(Device device) {
-    std::vector<int> all;
-    for (int r = 0; r < size(); ++r) all.push_back(r);
+    std::vector<int> all(static_cast<size_t>(size()));
+    std::iota(all.begin(), all.end(), 0);
     return std::make_shared<Core>(
         std::make_shared<InOrder>(transport_->split(0, all, splits_++), device));
   }

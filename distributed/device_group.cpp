@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <fstream>
 #include <map>
 
