@@ -261,6 +261,11 @@ inline void test_split(const Communicator& comm) {
 }
 
 inline void test_agreement(const Communicator& comm) {
+  const auto text_of = [](int rank) { return std::string(static_cast<size_t>(rank % 3), 'x'); };
+  const std::vector<std::string> texts = gather_text(comm, text_of(comm.rank()));
+  ASSERT_EQ(texts.size(), static_cast<size_t>(comm.size()));
+  for (int r = 0; r < comm.size(); ++r) EXPECT_EQ(texts[static_cast<size_t>(r)], text_of(r));
+  EXPECT_EQ(gather_text(comm, "").back(), "");
   check_agree(comm, "config", "the same\nlines\n");
   check_agree(comm, "weights", hash_of("the same"));
   const int last = comm.size() - 1;

@@ -14,7 +14,7 @@ namespace {
 int64_t slice_bytes(Device device) { return int64_t{1} << (device.is_cpu() ? 20 : 24); }
 
 // Of no messages.
-class Nothing : public Exchange {
+class Nothing : public InFlight {
  public:
   bool test() override { return true; }
   bool wait(Clock::time_point) override { return true; }
@@ -61,7 +61,7 @@ void Counters::reset() {
   stats_ = {};
 }
 
-std::shared_ptr<Exchange> Call::post(std::vector<Message> receives,
+std::shared_ptr<InFlight> Call::post(std::vector<Message> receives,
                                      std::vector<Message> sends) const {
   const int64_t received = count(receives), sent = count(sends);
   if (receives.empty() && sends.empty()) return std::make_shared<Nothing>();
@@ -71,7 +71,7 @@ std::shared_ptr<Exchange> Call::post(std::vector<Message> receives,
   return transport->post(tag, std::move(receives), std::move(sends), !caller_waits);
 }
 
-void Call::wait(Exchange& exchange) const {
+void Call::wait(InFlight& exchange) const {
   const auto start = Clock::now();
   const std::chrono::duration<double> most(std::min(limit, 1e9));
   const bool arrived = exchange.wait(start + std::chrono::duration_cast<Clock::duration>(most));

@@ -41,9 +41,9 @@ struct Call {
   }
 
   // Empty messages are neither sent nor received.
-  std::shared_ptr<Exchange> post(std::vector<Message> receives, std::vector<Message> sends) const;
+  std::shared_ptr<InFlight> post(std::vector<Message> receives, std::vector<Message> sends) const;
   // Throws TimedOut, and ends the job, at the limit.
-  void wait(Exchange& exchange) const;
+  void wait(InFlight& exchange) const;
   void exchange(std::vector<Message> receives, std::vector<Message> sends) const;
   void waited(double seconds) const { counters->add(operation, {0, 0, 0, seconds}); }
 };

@@ -6,6 +6,8 @@
 #include <bit>
 #include <charconv>
 #include <cstdlib>
+#include <cstring>
+#include <numeric>
 #include <optional>
 #include <sstream>
 
@@ -35,7 +37,7 @@ class Alone : public Transport {
   int size() const override { return 1; }
   std::string_view name() const override { return "alone"; }
   int job_rank(int) const override { return 0; }
-  std::shared_ptr<Exchange> post(int64_t, std::vector<Message>, std::vector<Message>,
+  std::shared_ptr<InFlight> post(int64_t, std::vector<Message>, std::vector<Message>,
                                  bool) override {
     detail::fail("communicator: one rank has nobody to exchange with");
   }
@@ -46,9 +48,9 @@ class Alone : public Transport {
 };
 
 // Messages that go to their places on a device when they have arrived.
-class Landing : public Exchange {
+class Landing : public InFlight {
  public:
-  Landing(std::shared_ptr<Exchange> host, std::vector<Message> arriving,
+  Landing(std::shared_ptr<InFlight> host, std::vector<Message> arriving,
           const std::vector<Message>& places)
       : host_(std::move(host)), arriving_(std::move(arriving)), places_(places) {}
   bool test() override { return land(host_->test()); }
@@ -63,7 +65,7 @@ class Landing : public Exchange {
     return true;
   }
 
-  const std::shared_ptr<Exchange> host_;
+  const std::shared_ptr<InFlight> host_;
   std::vector<Message> arriving_;
   const std::vector<Message> places_;
 };
@@ -79,7 +81,7 @@ class InOrder : public Transport {
   int job_rank(int rank) const override { return host_->job_rank(rank); }
   Device home() const override { return home_; }
   bool in_order() const override { return true; }
-  std::shared_ptr<Exchange> post(int64_t, std::vector<Message> receives, std::vector<Message> sends,
+  std::shared_ptr<InFlight> post(int64_t, std::vector<Message> receives, std::vector<Message> sends,
                                  bool background) override {
     std::vector<Message> arriving, leaving;
     for (const Message& m : receives)
@@ -109,7 +111,7 @@ struct Lane {
 // Send and receive: posted where they were called.
 class Posted : public Work::State {
  public:
-  Posted(Call call, std::shared_ptr<Exchange> exchange, std::function<void()> finish)
+  Posted(Call call, std::shared_ptr<InFlight> exchange, std::function<void()> finish)
       : call_(std::move(call)), exchange_(std::move(exchange)), finish_(std::move(finish)) {
     call_.caller_waits = true;
   }
@@ -121,7 +123,7 @@ class Posted : public Work::State {
 
  private:
   Call call_;
-  std::shared_ptr<Exchange> exchange_;
+  std::shared_ptr<InFlight> exchange_;
   std::function<void()> finish_;
 };
 
@@ -239,8 +241,8 @@ class Communicator::Core {
                                   transport_->in_order() ? lane_ : nullptr);
   }
   std::shared_ptr<Core> on(Device device) {
-    std::vector<int> all;
-    for (int r = 0; r < size(); ++r) all.push_back(r);
+    std::vector<int> all(static_cast<size_t>(size()));
+    std::iota(all.begin(), all.end(), 0);
     return std::make_shared<Core>(
         std::make_shared<InOrder>(transport_->split(0, all, splits_++), device));
   }
@@ -510,6 +512,23 @@ void check_agree(const Communicator& comm, const std::string& what, uint64_t has
   const int other = first_other(hashes);
   FOVEA_CHECK(other == 0, what, ": rank ", other, " differs from rank 0 (hash ", std::hex,
               hashes[static_cast<size_t>(other)], " and ", hashes[0], ')');
+}
+
+std::vector<std::string> gather_text(const Communicator& comm, const std::string& text) {
+  const auto length = static_cast<int64_t>(text.size());
+  const Tensor longest = Tensor::from(std::vector<int64_t>{length}, {1});
+  comm.all_reduce(longest, Reduce::max).wait();
+  const int64_t n = longest.data<int64_t>()[0];
+  const Tensor mine = Tensor::zeros({n}, Dtype::u8),
+               all = Tensor::empty({comm.size(), n}, Dtype::u8);
+  std::memcpy(mine.raw(), text.data(), text.size());
+  comm.all_gather(all, mine).wait();
+  std::vector<std::string> texts;
+  for (int r = 0; r < comm.size(); ++r) {
+    const auto* at = static_cast<const char*>(all.raw()) + r * n;
+    texts.emplace_back(at, strnlen(at, static_cast<size_t>(n)));
+  }
+  return texts;
 }
 
 uint64_t hash_of(std::string_view text) {

@@ -192,6 +192,8 @@ std::string broadcast_text(const Communicator& comm, const std::string& text, in
 void check_agree(const Communicator& comm, const std::string& what, const std::string& text);
 // The same by hash, of what is too long to be said.
 void check_agree(const Communicator& comm, const std::string& what, uint64_t hash);
+// The text of every rank. Collective.
+std::vector<std::string> gather_text(const Communicator& comm, const std::string& text);
 // FNV-1a.
 uint64_t hash_of(std::string_view text);
 

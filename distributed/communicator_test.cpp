@@ -203,8 +203,8 @@ class Mirror : public Transport {
   std::string_view name() const override { return "mirror"; }
   int job_rank(int rank) const override { return rank; }
   bool in_order() const override { return true; }
-  std::shared_ptr<distributed::Exchange> post(int64_t, std::vector<Message> receives,
-                                              std::vector<Message> sends, bool) override {
+  std::shared_ptr<InFlight> post(int64_t, std::vector<Message> receives, std::vector<Message> sends,
+                                 bool) override {
     log_->push_back(group_);  // one thread at a time, or the sanitizers say so
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
     for (size_t i = 0; i < receives.size(); ++i) receives[i].data.copy_(sends[i].data);
@@ -216,7 +216,7 @@ class Mirror : public Transport {
   void abort(const std::string&) noexcept override {}
 
  private:
-  class Arrived : public distributed::Exchange {
+  class Arrived : public InFlight {
    public:
     bool test() override { return true; }
     bool wait(Clock::time_point) override { return true; }

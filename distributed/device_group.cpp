@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <fstream>
 #include <map>
 
@@ -31,24 +32,6 @@ RankCard card_here([[maybe_unused]] Device device) {
   return card;
 }
 
-// The text of every rank.
-std::vector<std::string> gathered(const Communicator& job, const std::string& text) {
-  const auto length = static_cast<int64_t>(text.size());
-  const Tensor longest = Tensor::from(std::vector<int64_t>{length}, {1});
-  job.all_reduce(longest, Reduce::max).wait();
-  const int64_t n = longest.data<int64_t>()[0];
-  const Tensor mine = Tensor::zeros({n}, Dtype::u8),
-               all = Tensor::empty({job.size(), n}, Dtype::u8);
-  std::memcpy(mine.raw(), text.data(), text.size());
-  job.all_gather(all, mine).wait();
-  std::vector<std::string> texts;
-  for (int r = 0; r < job.size(); ++r) {
-    const auto* at = static_cast<const char*>(all.raw()) + r * n;
-    texts.emplace_back(at, strnlen(at, static_cast<size_t>(n)));
-  }
-  return texts;
-}
-
 std::vector<RankCard> cards_of(const Communicator& job, Device device) {
   const auto fields = [](RankCard& c) {
     return std::array{&c.host, &c.machine, &c.bus, &c.nccl.version, &c.nccl.why};
@@ -56,7 +39,7 @@ std::vector<RankCard> cards_of(const Communicator& job, Device device) {
   RankCard mine = card_here(device);
   std::vector<RankCard> cards(static_cast<size_t>(job.size()));
   for (size_t i = 0; i < fields(mine).size(); ++i) {
-    const std::vector<std::string> texts = gathered(job, *fields(mine)[i]);
+    const std::vector<std::string> texts = gather_text(job, *fields(mine)[i]);
     for (size_t r = 0; r < cards.size(); ++r) *fields(cards[r])[i] = texts[r];
   }
   return cards;

@@ -3,10 +3,15 @@
 
 #include <gtest/gtest.h>
 
+#include "autograd/ops.h"
 #include "core/testing/devices.h"
 #include "distributed/collective_cases.h"
 #include "distributed/context_cases.h"
+#include "distributed/data_parallel.h"
 #include "distributed/threads.h"
+#if defined(FOVEA_CUDA)
+#include "distributed/card/nccl.h"
+#endif
 
 namespace fovea::distributed {
 namespace {
@@ -154,6 +159,41 @@ TEST_P(DeviceGroupOn, AFailureEndsWhatIsUnderWay) {
               hangs.ends_with(" (f32, 9 elements) waited 0.1 s for rank 1"))
       << hangs;
 }
+
+// Which a card may be, too.
+Communicator group_of_one(Device device) {
+#if defined(FOVEA_CUDA)
+  if (device.kind == Device::Kind::cuda)
+    return Communicator(nccl_transport(Communicator(), device));
+#endif
+  return Communicator().on(device);
+}
+
+// What a step of the trainer does with its groups.
+TEST_P(DeviceGroupOn, AStepOfOneRankIsThatWithoutGroups) {
+  const Communicator group = group_of_one(device());
+  const Mesh mesh(group, {1, 1, 1});
+  const ContextCase p = context_case(1, 2, 1, 33, Mask().causal());
+  for (const ContextOptions& options : {ContextOptions{}, {Exchange::gather, 0, 1}})
+    compare_to_whole(mesh, Order::zigzag, options, p, whole_of(p), Dtype::f32, device(), 1e-5);
+  for (const bool shard : {false, true}) {
+    const Variable w(of_rank<float>(0, 12, device()).view({3, 4}), true);
+    DataParallel parallel(mesh.all(), Communicator(), {{"w", w}}, {64, shard, true});
+    for (int step = 0; step < 2; ++step) {
+      w.zero_grad();
+      parallel.arm();
+      sum_all(mul(w, w)).backward();
+      parallel.finish();
+      EXPECT_EQ(parallel.sum({2.0}), std::vector<double>{2.0});
+      ASSERT_EQ(parallel.own().size(), 1u);
+      const std::vector<double> found = numbers(parallel.own()[0].variable.grad()),
+                                values = numbers(w.value());
+      for (size_t i = 0; i < found.size(); ++i) EXPECT_EQ(found[i], 2.0 * values[i]);
+      parallel.gather();
+    }
+  }
+}
+
 FOVEA_ON_DEVICES(DeviceGroupOn);
 
 }  // namespace

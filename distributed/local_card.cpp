@@ -101,6 +101,7 @@ std::optional<std::string> visible_card(const Environment& environment,
 }
 
 void take_local_card() {
+  problem().clear();
   try {
     const Environment environment = environment_of_process();
     if (const auto card = visible_card(environment, cards_of_node))

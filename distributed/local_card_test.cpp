@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "core/error.h"
 
 namespace fovea::distributed {
@@ -91,6 +93,30 @@ TEST(LocalCard, AListThatNamesNoCardsIsRefused) {
             "GPU-... names");
   EXPECT_EQ(error_of([] { card_of(0, "0,1,0"); }),
             "CUDA_VISIBLE_DEVICES: \"0,1,0\" names card 0 twice");
+}
+
+TEST(LocalCard, AProcessTakesItInItsEnvironment) {
+  const char* const names[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "CUDA_VISIBLE_DEVICES"};
+  const Environment before = environment_of_process();
+  setenv(names[0], "1", 1);
+  setenv(names[1], "4,5", 1);
+  take_local_card();
+  EXPECT_STREQ(std::getenv(names[1]), "5");
+  take_local_card();  // once more: one card is kept
+  EXPECT_STREQ(std::getenv(names[1]), "5");
+  check_local_card();
+  // What is wrong is told to those who want a card.
+  setenv(names[1], "4,4", 1);
+  take_local_card();
+  EXPECT_STREQ(std::getenv(names[1]), "4,4");
+  EXPECT_EQ(error_of(check_local_card), "CUDA_VISIBLE_DEVICES: \"4,4\" names card 4 twice");
+  setenv(names[1], "5", 1);
+  take_local_card();
+  check_local_card();  // forgotten
+  for (const char* name : names) {
+    const auto was = before.find(name);
+    was == before.end() ? unsetenv(name) : setenv(name, was->second.c_str(), 1);
+  }
 }
 
 }  // namespace

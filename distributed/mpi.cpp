@@ -153,7 +153,7 @@ class Process {
   std::thread thread_;  // started with the first that is watched
 };
 
-class Requests : public Exchange {
+class Requests : public InFlight {
  public:
   // A message in pieces.
   struct Part {
@@ -298,7 +298,7 @@ class Mpi : public Transport {
   std::string_view name() const override { return "mpi"; }
   int job_rank(int rank) const override { return ranks_[static_cast<size_t>(rank)]; }
 
-  std::shared_ptr<Exchange> post(int64_t tag, std::vector<Message> receives,
+  std::shared_ptr<InFlight> post(int64_t tag, std::vector<Message> receives,
                                  std::vector<Message> sends, bool background) override {
     std::vector<Requests::Part> parts;
     {

@@ -8,6 +8,7 @@
 #include "distributed/card/nccl.h"
 #include "distributed/collective_cases.h"
 #include "distributed/device_group.h"
+#include "distributed/transport.h"
 
 namespace fovea::distributed {
 namespace {

@@ -154,7 +154,7 @@ class World {
   std::exception_ptr error_;
 };
 
-class Halves : public Exchange {
+class Halves : public InFlight {
  public:
   Halves(std::shared_ptr<World> world, std::vector<std::shared_ptr<Half>> halves)
       : world_(std::move(world)), halves_(std::move(halves)) {}
@@ -178,7 +178,7 @@ class Threads : public Transport {
   std::string_view name() const override { return "threads"; }
   int job_rank(int rank) const override { return ranks_[static_cast<size_t>(rank)]; }
 
-  std::shared_ptr<Exchange> post(int64_t tag, std::vector<Message> receives,
+  std::shared_ptr<InFlight> post(int64_t tag, std::vector<Message> receives,
                                  std::vector<Message> sends, bool) override {
     std::vector<std::shared_ptr<Half>> halves;
     const auto post = [&](Message& message, bool is_send) {

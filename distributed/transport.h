@@ -21,9 +21,9 @@ struct Message {
 };
 
 // Messages under way together. It holds their tensors until they have arrived, dropped or not.
-class Exchange {
+class InFlight {
  public:
-  virtual ~Exchange() = default;
+  virtual ~InFlight() = default;
   // True when all have arrived. Throws when one cannot (sizes differ, another rank failed).
   virtual bool test() = 0;
   // Waits no longer than `until`; true when all have arrived.
@@ -48,7 +48,7 @@ class Transport {
   virtual bool in_order() const { return false; }
   // Matched by (peer, tag), and in order within these. Does not block. background: progress is
   // wanted while nobody waits.
-  virtual std::shared_ptr<Exchange> post(int64_t tag, std::vector<Message> receives,
+  virtual std::shared_ptr<InFlight> post(int64_t tag, std::vector<Message> receives,
                                          std::vector<Message> sends, bool background) = 0;
   // The group of those who give the same color; members: their ranks here, in the order of the new
   // ones. number: which split of this transport it is. Called by all ranks at once.

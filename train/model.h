@@ -8,6 +8,7 @@
 #include <string>
 
 #include "attention/mask.h"
+#include "autograd/function.h"
 #include "data/source.h"
 #include "nn/gpt.h"
 #include "nn/vit.h"

@@ -13,6 +13,7 @@
 #include "core/card/library.h"
 #include "core/card/runtime.h"
 #include "core/cuda/stream.h"
+#include "distributed/transport.h"
 
 namespace fovea::distributed {
 namespace {
@@ -186,7 +187,7 @@ class Event {
 };
 
 // Messages between two points of the stream.
-class Queued : public Exchange {
+class Queued : public InFlight {
  public:
   Queued(std::shared_ptr<Link> link, std::vector<Message> receives, std::vector<Message> sends)
       : link_(std::move(link)), receives_(std::move(receives)), sends_(std::move(sends)) {
@@ -248,7 +249,7 @@ class Nccl : public Transport {
   Device home() const override { return link_->device(); }
   bool in_order() const override { return true; }
 
-  std::shared_ptr<Exchange> post(int64_t, std::vector<Message> receives, std::vector<Message> sends,
+  std::shared_ptr<InFlight> post(int64_t, std::vector<Message> receives, std::vector<Message> sends,
                                  bool) override {
     FOVEA_CUDA_CHECK(cudaSetDevice(link_->device().index));  // of this host thread
     return std::make_shared<Queued>(link_, std::move(receives), std::move(sends));

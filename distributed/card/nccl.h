@@ -5,7 +5,6 @@
 // caller uses is distributed/device_group.h.
 
 #include "distributed/communicator.h"
-#include "distributed/transport.h"
 
 namespace fovea::distributed {
 

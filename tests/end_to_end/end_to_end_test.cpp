@@ -191,7 +191,12 @@ TEST_F(EndToEnd, TheInterpretedDeviceTrainsResumesAndSamples) {
                    "--seconds", "0"})
                   .out,
               "forward + backward");
-  EXPECT_LINE(run({"doctor"}).out, "interpreted: ");
+  setenv("CUDA_VISIBLE_DEVICES", "4,5", 1);
+  const Result doctor = run({"doctor"});
+  unsetenv("CUDA_VISIBLE_DEVICES");
+  EXPECT_LINE(doctor.out, "interpreted: ");
+  EXPECT_LINE(doctor.out, "local ranks 0 to 1 take cards 4, 5; more of them share these");
+  EXPECT_LINE(doctor.out, "\n  NCCL ");
 }
 
 TEST_F(EndToEnd, WrongConfigsEndWithTwoAndCreateNothing) {
