@@ -4,6 +4,7 @@
 #include "autograd/function.h"
 #include "core/ops/matmul.h"
 #include "core/ops/reduce.h"
+#include "nn/weight_casts.h"
 
 namespace fovea::nn {
 namespace {
@@ -18,7 +19,7 @@ class LinearFn final : public Function {
                 " [out, in]; the last axis of x must be in");
     FOVEA_CHECK(!bias.defined() || bias.shape() == Shape{weight.dim(0)}, "linear: bias is ",
                 bias.shape(), " but the weight is ", weight.shape(), " [out, in]");
-    const Tensor w = weight.to(x.dtype());
+    const Tensor w = cast_weight(weight, x.dtype());
     weight_dtype_ = weight.dtype();
     save(x, w);
     MatmulOptions options;

@@ -8,7 +8,9 @@
 #include <cstring>
 
 #include "core/cuda/device.h"
+#include "core/ops/matmul.h"
 #include "core/warning.h"
+#include "nn/weight_casts.h"
 #include "train/sampler.h"
 
 namespace fovea::train {
@@ -141,6 +143,7 @@ Trainer::StepResult Trainer::step() { return step(loader_->next()); }
 
 Trainer::StepResult Trainer::step(const data::Batch& whole) {
   const TrainOptions& train = experiment_.train;
+  const Tf32Scope products(train.tf32);
   const SequenceParts::Cut cut = parts_.cut(whole);
   const data::Batch& batch = cut.batch;
   const int64_t samples = batch.inputs.dim(0);
@@ -251,6 +254,8 @@ std::vector<Tensor> Trainer::accumulate(const data::Batch& batch, const nn::Sequ
   std::vector<Tensor> losses(weights_.size());
   size_t last = losses.size();
   while (last > 0 && !scored_[last - 1]) --last;
+  std::optional<nn::WeightCasts> casts;
+  if (last > 1) casts.emplace();
   for (size_t i = 0; i < last; ++i) {
     if (!scored_[i]) continue;
     const int64_t begin = static_cast<int64_t>(i) * micro;
@@ -307,6 +312,7 @@ void Trainer::check_norm(double norm) const {
 // f() with the averaged weights in the model, if there are any.
 template <typename F>
 auto Trainer::with_averages(F&& f) {
+  const Tf32Scope products(experiment_.train.tf32);
   std::optional<Ema::Swap> averaged;
   const auto gather = [&] {
     if (ema_ && parallel_) parallel_->gather();
