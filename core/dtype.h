@@ -41,6 +41,13 @@ struct bf16 {
 };
 static_assert(sizeof(bf16) == 2);
 
+// To the 10 bits of mantissa that tf32 has, ties away from zero (cvt.rna.tf32.f32).
+inline float round_to_tf32(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  if ((bits & 0x7f800000u) == 0x7f800000u) return x;
+  return std::bit_cast<float>((bits + 0x1000u) & 0xffffe000u);
+}
+
 namespace detail {
 template <typename T>
 struct DtypeOf;

@@ -5,6 +5,7 @@
 
 #include "autograd/ops.h"
 #include "core/ops/reduce.h"
+#include "nn/weight_casts.h"
 
 namespace fovea::nn {
 namespace {
@@ -15,7 +16,7 @@ class ConvFn final : public Function {
   const char* name() const override { return "conv"; }
 
   Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-    const Tensor w = weight.to(x.dtype());
+    const Tensor w = cast_weight(weight, x.dtype());
     master_ = weight.dtype();
     save(x, w);
     return conv(x, w, bias, geometry_);

@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/linear.h"
 
-#include <utility>
-
 #include "autograd/function.h"
 #include "core/ops/matmul.h"
 #include "core/ops/reduce.h"
 #include "nn/token_blocks.h"
+#include "nn/weight_casts.h"
 
 namespace fovea::nn {
 namespace {
 
 class LinearFn final : public Function {
  public:
-  // w: the weight in x's dtype.
-  explicit LinearFn(const Tensor& w) : w_(w) {}
   const char* name() const override { return "linear"; }
 
   Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& bias) {
@@ -23,11 +20,12 @@ class LinearFn final : public Function {
                 " [out, in]; the last axis of x must be in");
     FOVEA_CHECK(!bias.defined() || bias.shape() == Shape{weight.dim(0)}, "linear: bias is ",
                 bias.shape(), " but the weight is ", weight.shape(), " [out, in]");
+    const Tensor w = cast_weight(weight, x.dtype());
     weight_dtype_ = weight.dtype();
-    save(x, w_);
+    save(x, w);
     MatmulOptions options;
     options.bias = bias;
-    return matmul(x, std::exchange(w_, Tensor()).transpose(0, 1), options);
+    return matmul(x, w.transpose(0, 1), options);
   }
 
   Tensors backward(const Tensors& dout) override {
@@ -48,16 +46,14 @@ class LinearFn final : public Function {
   }
 
  private:
-  Tensor w_;
   Dtype weight_dtype_ = Dtype::f32;
 };
 
 }  // namespace
 
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
-  const Tensor w = weight.value().to(x.dtype());
   return by_blocks(
-      x, [&](const Variable& rows) { return record(make<LinearFn>(w), rows, weight, bias); });
+      x, [&](const Variable& rows) { return record(make<LinearFn>(), rows, weight, bias); });
 }
 
 Linear::Linear(int64_t in, int64_t out, bool with_bias, Init init) {

@@ -5,6 +5,7 @@
 
 #include "autograd/gradcheck.h"
 #include "autograd/ops.h"
+#include "nn/weight_casts.h"
 
 namespace fovea::nn {
 namespace {
@@ -37,6 +38,36 @@ TEST(Linear, Bf16ComputesInBf16AndReturnsF32WeightGradients) {
   sum_all(cast(out, Dtype::f32)).backward();
   EXPECT_EQ(layer.weight.grad().dtype(), Dtype::f32);
   EXPECT_EQ(layer.bias.grad().to_vector<float>(), std::vector<float>(17, 5.0f));
+}
+
+TEST(WeightCasts, AreMadeOnceWhileOneLives) {
+  const Tensor w = Tensor::full({4, 6}, 1.25);
+  const Tensor alone = cast_weight(w, Dtype::bf16);
+  EXPECT_FALSE(cast_weight(w, Dtype::bf16).shares_storage_with(alone));
+  EXPECT_TRUE(cast_weight(w, Dtype::f32).shares_storage_with(w));
+  Tensor first;
+  {
+    const WeightCasts casts;
+    first = cast_weight(w, Dtype::bf16);
+    EXPECT_TRUE(cast_weight(w, Dtype::bf16).shares_storage_with(first));
+    // Others that begin at the same place.
+    EXPECT_EQ(cast_weight(w.slice(0, 0, 2), Dtype::bf16).shape(), (Shape{2, 6}));
+    EXPECT_EQ(cast_weight(w.transpose(0, 1), Dtype::bf16).shape(), (Shape{6, 4}));
+    EXPECT_EQ(cast_weight(w, Dtype::f64).dtype(), Dtype::f64);
+    EXPECT_EQ(cast_weight(w, Dtype::bf16).to_vector<float>(), first.to_vector<float>());
+    const WeightCasts inner;
+    EXPECT_FALSE(cast_weight(w, Dtype::bf16).shares_storage_with(first));
+    // A weight that is gone does not give its place in memory, or its copy, to another.
+    std::vector<const void*> places;
+    for (int i = 0; i < 3; ++i) {
+      const Tensor short_lived = Tensor::full({4, 6}, i);
+      places.push_back(short_lived.raw());
+      EXPECT_EQ(cast_weight(short_lived, Dtype::bf16).to_vector<float>()[23], i);
+    }
+    EXPECT_NE(places[0], places[1]);
+  }
+  w.fill_(2.5);
+  EXPECT_EQ(cast_weight(w, Dtype::bf16).to_vector<float>()[0], 2.5f);
 }
 
 TEST(Linear, ShapesThatDoNotFitAreNamed) {

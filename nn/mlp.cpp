@@ -7,6 +7,7 @@
 #include "core/ops/matmul.h"
 #include "core/ops/reduce.h"
 #include "nn/token_blocks.h"
+#include "nn/weight_casts.h"
 
 namespace fovea::nn {
 namespace {
@@ -24,7 +25,8 @@ class GeluMlpFn final : public Function {
                 "gelu_mlp: x is ", x.shape(), ", up ", up.shape(), ", its bias ", up_bias.shape(),
                 ", down ", down.shape(), "; expected [..., in], [F, in], [F] and [out, F]");
     master_ = up.dtype();
-    const Tensor w1 = up.to(x.dtype()), w2 = down.to(x.dtype()), rows = rows_of(x);
+    const Tensor w1 = cast_weight(up, x.dtype()), w2 = cast_weight(down, x.dtype()),
+                 rows = rows_of(x);
     Tensor pre, h;
     if (const auto fused = matmul_gelu(rows, w1.transpose(0, 1), up_bias)) {
       pre = fused->pre, h = fused->y;

@@ -98,6 +98,43 @@ TEST_P(Training, Bf16FollowsTheCpu) {
     EXPECT_NEAR(here.losses[i], reference.losses[i], 2e-2);
 }
 
+// train.tf32 rounds operands of f32 products to 2^-11, on a GPU device alone; in graphs too.
+TEST_P(Training, Tf32FollowsTheCpu) {
+  const Trained exact = trained({}, kCpu, 3), f32 = trained({}, device(), 3),
+                tf32 = trained({{"train.tf32", "true"}}, device(), 3);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_NEAR(tf32.losses[i], exact.losses[i], 2e-3);
+    EXPECT_NEAR(tf32.norms[i], exact.norms[i], 1e-2 * exact.norms[i]);
+  }
+  if (device().is_cpu()) {
+    EXPECT_EQ(tf32.losses, f32.losses);
+  }
+  if (device().kind != Device::Kind::interpreted) return;
+  EXPECT_NE(tf32.losses, f32.losses);
+  EXPECT_EQ(trained({{"train.tf32", "true"}, {"train.graph", "on"}}, device(), 3).losses,
+            tf32.losses);
+}
+
+// Whose passes share copies of the weights, which the next step must not see: in three steps the
+// weights have come far enough for it to show.
+TEST_P(Training, MicroBatchesInBf16SeeTheWeightsOfTheirStep) {
+  const auto with = [&](Overrides more) {
+    for (const config::Flag& flag : Overrides{
+             {"train.precision", "bf16"}, {"optimizer.lr", "0.05"}, {"schedule.kind", "constant"}})
+      more.push_back(flag);
+    return trained(more, device(), 4).losses;
+  };
+  const std::vector<double> whole = with({});
+  EXPECT_GT(std::abs(whole[3] - whole[0]), 0.1);
+  Overrides everything{
+      {"train.micro_batch", "1"}, {"model.recompute", "true"}, {"train.ema", "0.9"}};
+  if (!device().is_cpu()) everything.emplace_back("train.graph", "on");
+  for (const Overrides& o : {Overrides{{"train.micro_batch", "1"}}, everything}) {
+    const std::vector<double> losses = with(o);
+    for (size_t i = 0; i < losses.size(); ++i) EXPECT_NEAR(losses[i], whole[i], 0.02) << i;
+  }
+}
+
 TEST_P(Training, AgainGivesTheSameBits) {
   const Trained once = trained({{"train.precision", "bf16"}}, device(), 2),
                 again = trained({{"train.precision", "bf16"}}, device(), 2);

@@ -34,6 +34,7 @@ void TrainOptions::describe(config::Fields& f) {
         config::at_least(0));
   f.add("precision", precision, "activations; master weights and statistics stay f32",
         config::one_of({"f32", "bf16"}));
+  f.add("tf32", tf32, "f32 products on a card by tensor cores, operands rounded to 10 bits");
   f.add("device", device, "where the step runs", config::one_of(device_names()));
   f.add("threads", threads, "of a rank; 0: its share of the cores", config::from_to(0, 1024));
   f.add("graph", graph, "a step as one CUDA graph; auto: on a card, where the step can be captured",

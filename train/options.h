@@ -24,6 +24,7 @@ struct TrainOptions : config::Options {
   double z_loss = 0.0;  // weight of (log Z)^2 (2204.02311 section 5)
   int64_t seed = 1;
   std::string precision = "f32";  // activations: f32 | bf16; master weights and statistics stay f32
+  bool tf32 = false;              // f32 products on a GPU device may round to tf32
   std::string device = "cpu";
   int64_t threads = 0;         // of a rank; 0: its share of the cores
   std::string graph = "auto";  // whether steps are CUDA graphs: train/step_graph.h

@@ -13,9 +13,11 @@
 #include "autograd/function.h"
 #include "core/cuda/device.h"
 #include "core/fixed_point.h"
+#include "core/ops/matmul.h"
 #include "core/warning.h"
 #include "distributed/device_group.h"
 #include "nn/token_blocks.h"
+#include "nn/weight_casts.h"
 #include "train/blocks.h"
 #include "train/sampler.h"
 
@@ -190,6 +192,7 @@ Trainer::StepResult Trainer::step() { return step(loader_->next()); }
 
 Trainer::StepResult Trainer::step(const data::Batch& whole) {
   const TrainOptions& train = experiment_.train;
+  const Tf32Scope products(train.tf32);
   const nn::TokenBlocks blocks(experiment_.mesh.block);
   const SequenceParts::Cut cut = parts_.cut(whole, *model_);
   const data::Batch& batch = cut.batch;
@@ -314,6 +317,8 @@ std::vector<Tensor> Trainer::accumulate(const data::Batch& batch, const nn::Sequ
   const size_t each = losses.size() / scored_.size();  // pieces of a pass
   size_t last = scored_.size();
   while (last > 0 && !scored_[last - 1]) --last;
+  std::optional<nn::WeightCasts> casts;
+  if (last > 1 || each > 1) casts.emplace();
   for (size_t i = 0; i < last; ++i) {
     if (!scored_[i]) continue;
     const int64_t begin = static_cast<int64_t>(i) * micro;
@@ -375,6 +380,7 @@ void Trainer::check_norm(double norm) const {
 // f() with the averaged weights in the model, if there are any.
 template <typename F>
 auto Trainer::with_averages(F&& f) {
+  const Tf32Scope products(experiment_.train.tf32);
   std::optional<Ema::Swap> averaged;
   const auto gather = [&] {
     if (ema_ && parallel_) parallel_->gather();

@@ -140,6 +140,8 @@ TEST_P(DeltaOn, ForwardAndBackwardAreWithinTheirDtype) {
                               {1, 1, 67, 72, 66, Gates::channel, false, true}};
   for (const LinearCase& c : cases) {
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      // Wide ones take long: one in each dtype.
+      if (c.Dk > 64 && (dtype == Dtype::f32) != (c.gates == Gates::channel)) continue;
       const DeltaInputs in = delta_case(c);
       const DeltaInputs moved{converted(in, dtype, device()), in.beta.to(Dtype::f32).to(device())},
           exact{converted(moved, Dtype::f64, kCpu), moved.beta.to(kCpu).to(Dtype::f64)};

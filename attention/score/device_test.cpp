@@ -46,7 +46,8 @@ TEST_P(ScoreOn, EveryHeadDim) {
                               {200, 130},
                               {256, 256}}) {
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
-      EXPECT_LT(errors({1, 2, 1, 17, 33, D, Dv}, dtype, Mask().causal(), {}).largest(),
+      const int64_t heads = D > 128 ? 1 : 2;
+      EXPECT_LT(errors({1, heads, 1, 17, 33, D, Dv}, dtype, Mask().causal(), {}).largest(),
                 bound(dtype))
           << D << ' ' << Dv << ' ' << dtype;
     }
@@ -213,13 +214,23 @@ class BackwardOn : public ScoreOn {
         {"documents", {1, 1, 1, 260, 260, 16, 16}, Mask().causal().documents(documents, documents)},
         {"blocks", {1, 1, 1, 260, 260, 16, 16}, Mask().block_sparse(blocks, 100, 100)}};
   }
-  static std::vector<std::vector<float>> gradients(const Masked& m, const ScoreOptions& options) {
-    const ScoreInputs in = on(device(), inputs(m.sizes, Dtype::bf16));
-    const Mask mask = m.mask.to(device());
-    const ScoreResult result = softmax_forward(in, mask, options);
-    const ScoreGrads grads = softmax_backward(result.out, result, in, mask, options);
-    return {grads.dq.to_vector<float>(), grads.dk.to_vector<float>(), grads.dv.to_vector<float>()};
-  }
+  // A forward, and as many backwards of it as are asked for.
+  class Gradients {
+   public:
+    explicit Gradients(const Masked& m)
+        : in_(on(device(), inputs(m.sizes, Dtype::bf16))),
+          mask_(m.mask.to(device())),
+          result_(softmax_forward(in_, mask_, {})) {}
+    std::vector<std::vector<float>> operator()(const ScoreOptions& options) const {
+      const ScoreGrads d = softmax_backward(result_.out, result_, in_, mask_, options);
+      return {d.dq.to_vector<float>(), d.dk.to_vector<float>(), d.dv.to_vector<float>()};
+    }
+
+   private:
+    ScoreInputs in_;
+    Mask mask_;
+    ScoreResult result_;
+  };
 };
 
 TEST_P(BackwardOn, FollowsF64InTurnsAndAsItComes) {
@@ -275,20 +286,21 @@ TEST_P(BackwardOn, InTurnsGivesTheSameBitsInAnyOrderOfThreads) {
   as_it_comes.deterministic = false;
   for (const bool hopper : hopper_or_not()) {
     allow_sm90(hopper);
+    [[maybe_unused]] uint64_t seed = hopper ? 1 : 2;  // one of two, in turns
     for (const Masked& m : masked()) {
-      const auto expected = gradients(m, {});
-      const auto any = gradients(m, as_it_comes);
+      const Gradients gradients(m);
+      const auto expected = gradients({});
+      const auto any = gradients(as_it_comes);
       EXPECT_EQ(any[1], expected[1]) << m.name;
       EXPECT_EQ(any[2], expected[2]) << m.name;
 #if defined(FOVEA_INTERPRETED)
       const int threads = num_threads();
-      for (const uint64_t seed : {1, 2}) {
-        const auto before = interpreted::set_seed(seed);
-        set_num_threads(seed == 1 ? 1 : 4);
-        EXPECT_EQ(gradients(m, {}), expected) << m.name << ", lanes in order " << seed;
-        set_num_threads(threads);
-        interpreted::set_seed(before);
-      }
+      seed = 3 - seed;
+      const auto before = interpreted::set_seed(seed);
+      set_num_threads(seed == 1 ? 1 : 4);
+      EXPECT_EQ(gradients({}), expected) << m.name << ", lanes in order " << seed;
+      set_num_threads(threads);
+      interpreted::set_seed(before);
 #endif
     }
   }

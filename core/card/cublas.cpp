@@ -91,8 +91,8 @@ class Layout {
 class Operation {
  public:
   Operation(const MatmulProblem& p, const void* bias, const void* aux) {
-    check(api().cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), "operation",
-          p);
+    const cublasComputeType_t compute = p.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    check(api().cublasLtMatmulDescCreate(&operation_, compute, CUDA_R_32F), "operation", p);
     set(CUBLASLT_MATMUL_DESC_TRANSA, p.b_column == 1 ? CUBLAS_OP_N : CUBLAS_OP_T, p);
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.a_column == 1 ? CUBLAS_OP_N : CUBLAS_OP_T, p);
     if (!p.bias) return;
@@ -128,13 +128,14 @@ uint32_t alignment(const void* at) {
 struct Alignments {
   uint32_t a, b, c, bias, aux;
 };
-using Key = std::array<int64_t, 23>;
+using Key = std::array<int64_t, 24>;
 Key key_of(const MatmulProblem& p, const Alignments& at, int card) {
   return {static_cast<int64_t>(p.in),
           static_cast<int64_t>(p.out),
           p.bias ? 1 : 0,
           static_cast<int64_t>(p.epilogue),
           p.accumulate ? 1 : 0,
+          p.tf32 ? 1 : 0,
           p.batch,
           p.m,
           p.n,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The door to cuBLASLt, loaded with the first product. Sums are f32: of f32 operands in full
-// precision (no tf32), of bf16 in the tensor cores.
+// precision unless the problem allows tf32, of bf16 in the tensor cores.
 
 #include "core/cuda/gpu.h"
 #include "core/ops/matmul_problem.h"

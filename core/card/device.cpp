@@ -66,7 +66,12 @@ void check(cudaError_t status, const char* call) {
         "cuda: ", cudaGetErrorString(status),
         "; use --device=cpu, or --device=interpreted to run the kernels without a card");
   }
-  fovea::detail::fail("cuda ", whole.substr(0, whole.find('(')), ": ", cudaGetErrorString(status));
+  const bool broke_off = status == cudaErrorLaunchFailure || status == cudaErrorIllegalInstruction;
+  fovea::detail::fail(
+      "cuda ", whole.substr(0, whole.find('(')), ": ", cudaGetErrorString(status),
+      broke_off ? "; a kernel broke off, as one does that waits half a minute for another thread; "
+                  "with CUDA_LAUNCH_BLOCKING=1 the error names it"
+                : "");
 }
 
 void* device_allocate(size_t bytes) {

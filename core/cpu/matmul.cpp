@@ -5,6 +5,7 @@
 #include "core/ops/matmul.h"
 
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "core/cpu/gemm.h"
@@ -21,6 +22,8 @@
 
 namespace fovea {
 namespace {
+
+thread_local bool t_tf32 = false;
 
 // One product [batch, m, k] x [batch, k, n]; the strides of MatmulProblem, bases apart.
 struct Product : MatmulProblem {
@@ -160,14 +163,25 @@ void check_result_dtype(const Tensor& a, Dtype out) {
               a.dtype() == Dtype::bf16 ? " or f32" : "", ", asked for ", out);
 }
 
+Tensor rounded_to_tf32(const Tensor& t) {
+  const Tensor rounded = t.clone();
+  for (float& x : std::span(rounded.data<float>(), static_cast<size_t>(rounded.numel())))
+    x = round_to_tf32(x);
+  return rounded;
+}
+
 // out's last stride is 1 (or its last axis has size 1).
 void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, const Tensor& bias,
               bool accumulate) {
   if (out.numel() == 0) return;
   if (out.device().kind == Device::Kind::interpreted) {
+    const bool rounds = t_tf32 && a_given.dtype() == Dtype::f32;
     return host_work(out.device(), [=] {
       const Tensor here = accumulate ? out.to(kCpu) : Tensor::empty(out.shape(), out.dtype());
-      multiply(here, a_given.to(kCpu), b_given.to(kCpu), bias.to(kCpu), accumulate);
+      const auto operand = [&](const Tensor& t) {
+        return rounds ? rounded_to_tf32(t.to(kCpu)) : t.to(kCpu);
+      };
+      multiply(here, operand(a_given), operand(b_given), bias.to(kCpu), accumulate);
       out.copy_(here);
     });
   }
@@ -190,6 +204,7 @@ void multiply(const Tensor& out, const Tensor& a_given, const Tensor& b_given, c
   p.b_row = bs.row, p.b_column = bs.column;
   p.c_row = cs.row;
   p.accumulate = accumulate;
+  p.tf32 = t_tf32 && !p.device.is_cpu() && p.in == Dtype::f32;
   Tensor wide_bias;
   if (bias.defined()) {
     const Dtype added = !p.device.is_cpu()   ? p.out  // as cuBLASLt wants it
@@ -256,6 +271,7 @@ bool multiply_gelu(const Tensor& c, const Tensor& pre, const Tensor& a, const Te
     p.b_row = bs.row, p.b_column = bs.column;
     p.c_row = p.n;
     p.epilogue = Epilogue::gelu;
+    p.tf32 = t_tf32 && p.in == Dtype::f32;
     return cublas::matmul_gelu(p, c.raw(), pre.raw(), a.raw(), b.raw(), bias.raw(), a.device());
   }
 #endif
@@ -263,6 +279,9 @@ bool multiply_gelu(const Tensor& c, const Tensor& pre, const Tensor& a, const Te
 }
 
 }  // namespace
+
+Tf32Scope::Tf32Scope(bool allowed) : before_(std::exchange(t_tf32, allowed)) {}
+Tf32Scope::~Tf32Scope() { t_tf32 = before_; }
 
 Tensor matmul(const Tensor& a, const Tensor& b, const MatmulOptions& options) {
   const Shape shape = result_shape(a, b);

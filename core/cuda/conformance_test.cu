@@ -150,7 +150,7 @@ __global__ void add_vectors_kernel(Global<float> out, Global<const float> in) {
 __global__ void turns_kernel(Global<int> out) {
   if (threadIdx.x == 0) {
     const int mine = static_cast<int>(blockIdx.x);
-    while (load_acquire(out + 1) != mine) spin();
+    wait_until([=] { return load_acquire(out + 1) == mine; });
     const int before = out[0];
     out[0] = 3 * before + mine;
     fence_device();

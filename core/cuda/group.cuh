@@ -71,7 +71,7 @@ __device__ inline void grid_sync(Global<int> counter) {
     const unsigned mine = is_first ? 0x80000000u - others : 1u;
     fence_device();
     const int before = atomic_add(counter, static_cast<int>(mine));
-    while ((load_acquire(counter) ^ before) >= 0) spin();
+    wait_until([=] { return (load_acquire(counter) ^ before) < 0; });
     fence_device();
   }
   sync_block();

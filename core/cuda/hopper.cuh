@@ -25,15 +25,16 @@ __device__ inline void barrier_arrive_expect(Barrier* b, int bytes) {
                : "memory");
 }
 __device__ inline void barrier_wait(Barrier* b, unsigned parity) {
-  uint32_t done = 0;
-  while (done == 0) {
+  wait_until([=] {
+    uint32_t done;
     asm volatile(
         "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}"
         : "=r"(done)
         : "r"(shared_address(b)), "r"(parity)
         : "memory");
-  }
+    return done != 0;
+  });
 }
 
 // ---- copies of tiles ----------------------------------------------------------------------------

@@ -106,6 +106,26 @@ __device__ inline void store_release(int* to, int value) {
 __device__ inline void fence_device() { __threadfence(); }
 __device__ inline void spin() {}
 
+// Units of 2^32 ns: 4.3 s.
+__device__ inline uint32_t slow_clock() {
+  uint32_t units;
+  asm volatile("mov.u32 %0, %%globaltimer_hi;" : "=r"(units));
+  return units;
+}
+inline constexpr uint32_t kLongestWait = 8;  // 30 to 34 s
+// The trap leaves the loop as if it were over: where it does not, as with __trap(), the kernels of
+// Hopper spill, for ptxas then gives up the register counts of their roles.
+template <typename F>
+__device__ inline void wait_until(F done) {
+  if (done()) return;
+  const uint32_t start = slow_clock();
+  while (!done()) {
+    if (slow_clock() - start < kLongestWait) continue;
+    asm volatile("trap;");
+    break;
+  }
+}
+
 // What is made of the value is made where it stands: nvcc does not make it before a loop, in
 // registers that are kept.
 __device__ inline int fresh(int x) {

@@ -224,6 +224,12 @@ void store_release(const Global<T>& to, std::type_identity_t<T> value,
 inline void fence_device() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 // The body of a loop that waits for another thread.
 inline void spin(Where where = Where::current()) { pause(where); }
+// Until done(), which reads what another thread writes. On a card a wait of half a minute is one
+// without end: the kernel traps, which the host gets as an error.
+template <typename F>
+void wait_until(F done, Where where = Where::current()) {
+  while (!done()) spin(where);
+}
 
 // What is made of the value is made where it stands: nvcc does not make it before a loop, in
 // registers that are kept.
@@ -250,11 +256,7 @@ inline uint32_t pack(float low, float high) {
 inline float low_half(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
 inline float high_half(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
 // An f32 whose 13 lowest bits are zero, ties away from zero (cvt.rna.tf32.f32).
-inline uint32_t to_tf32(float x) {
-  const auto bits = std::bit_cast<uint32_t>(x);
-  if ((bits & 0x7f800000u) == 0x7f800000u) return bits;
-  return (bits + 0x1000u) & 0xffffe000u;
-}
+inline uint32_t to_tf32(float x) { return std::bit_cast<uint32_t>(round_to_tf32(x)); }
 
 // ---- copies to shared memory (cp.async) ---------------------------------------------------------
 

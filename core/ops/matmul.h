@@ -40,6 +40,21 @@ class FixedProducts {
   bool before_;
 };
 
+// While one lives, f32 products that this host thread asks of a GPU device may round their operands
+// to tf32 (10 bits of mantissa), as tensor cores take them; sums stay f32. A card rounds where that
+// is faster, the interpreted device always. By default nothing is rounded. On the cpu it means
+// nothing.
+class Tf32Scope {
+ public:
+  explicit Tf32Scope(bool allowed = true);
+  ~Tf32Scope();
+  Tf32Scope(const Tf32Scope&) = delete;
+  Tf32Scope& operator=(const Tf32Scope&) = delete;
+
+ private:
+  bool before_;
+};
+
 // ---- a product with a GELU --------------------------------------------------------------------
 // In its tanh form (1606.08415), done before the product is stored. Absent where the device's
 // library has no such product (all but cuBLASLt's, and odd shapes there): then matmul and an

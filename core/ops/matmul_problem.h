@@ -23,6 +23,7 @@ struct MatmulProblem {
   Dtype out = Dtype::f32;
   std::optional<Dtype> bias = {};
   bool accumulate = false;
+  bool tf32 = false;  // f32 operands may be rounded to tf32
   int64_t batch = 1, m = 0, n = 0, k = 0;
   int64_t a_batch = 0, a_row = 0, a_column = 1;
   int64_t b_batch = 0, b_row = 0, b_column = 1;

@@ -108,7 +108,7 @@ TEST_P(Matmul, AgreesWithPlainLoopsOverShapesAndTransposes) {
                               {13, 101, 300}, {127, 31, 129}};
   for (const auto& [in, out] : types()) {
     for (const auto& [m, n, k] : sizes) {
-      if (is_slow() && m * n > 5000) continue;
+      if (is_slow() && m * n > 1000) continue;
       for (int t = 0; t < 4; ++t) {
         const Tensor a = operand(m, k, t & 1, in, 1), b = operand(k, n, t & 2, in, 2);
         const std::string what =
@@ -124,7 +124,7 @@ TEST_P(Matmul, AddsIntoAViewAndTouchesNothingAroundIt) {
   for (const auto& [in, out] : types()) {
     for (const int64_t m : {1, 6, 33, 129}) {
       for (const int64_t n : {1, 17, 130}) {
-        if (is_slow() && m * n > 2500) continue;
+        if (is_slow() && m * n > 800) continue;
         const int64_t k = is_slow() ? 20 : 70;
         const Tensor a = values({m, k + 3}, in, 3).slice(1, 2, k + 2),
                      b = values({n, k + 5}, in, 4).slice(1, 1, k + 1).transpose(0, 1);
@@ -176,6 +176,7 @@ TEST_P(Matmul, AddsTheBiasToEveryRow) {
 TEST_P(Matmul, BatchesOfAnyStrides) {
   for (const auto& [in, out] : types()) {
     for (const int64_t n : {9, 70}) {
+      if (is_slow() && n > 9) continue;
       // equal leading axes, b and a transposed inside a [B, n, H, k] layout
       const Tensor a = values({2, n, 3, 65}, in, 12).transpose(1, 2);  // [2, 3, n, 65]
       const Tensor b =
@@ -206,6 +207,43 @@ TEST_P(Matmul, StretchedAndStridedOperandsAreCopied) {
   const Tensor a = values({1, 70}, Dtype::f32, 18).expand({66, 70});
   const Tensor b = values({70, 40, 2}, Dtype::f32, 19).select(2, 1);
   expect_close(matmul(a, b), plain(a, b, Tensor::zeros({66, 40})), 70, Dtype::f32, "stretched");
+}
+
+// Operands of f32 products, in a scope that allows it, are those of tf32; no others are.
+TEST_P(Matmul, Tf32RoundsTheOperandsOfF32Products) {
+  const int64_t m = 17, k = 96, n = 24;
+  const Tensor a = values({m, k}, Dtype::f32, 30), b = values({n, k}, Dtype::f32, 31),
+               zero = Tensor::zeros({m, n});
+  const auto product = [&] { return matmul(a, b.transpose(0, 1)); };
+  const Tensor before = product();
+  expect_close(before, plain(a, b.transpose(0, 1), zero), k, Dtype::f32, "f32");
+  Tensor rounded;
+  {
+    const Tf32Scope allowed;
+    rounded = product();
+    const Tensor a16 = a.to(Dtype::bf16), b16 = b.to(Dtype::bf16).transpose(0, 1);
+    expect_close(matmul(a16, b16, {.dtype = Dtype::f32}), plain(a16, b16, zero), k, Dtype::f32,
+                 "bf16");
+    const Tf32Scope not_allowed(false);
+    EXPECT_EQ(product().to_vector<float>(), before.to_vector<float>());
+  }
+  EXPECT_EQ(product().to_vector<float>(), before.to_vector<float>());
+  // Each of k products of numbers below 1 is off by less than 2 2^-11 of it.
+  expect_close(rounded, plain(a, b.transpose(0, 1), zero), k, Dtype::f32, "tf32",
+               static_cast<double>(k) * 0x1p-10);
+  if (device().is_cpu()) {
+    EXPECT_EQ(rounded.to_vector<float>(), before.to_vector<float>());
+    return;
+  }
+  if (device().kind == Device::Kind::cuda) return;  // rounds where that is faster
+  const auto round = [](const Tensor& t) {
+    std::vector<float> v = t.to_vector<float>();
+    for (float& x : v) x = round_to_tf32(x);
+    return Tensor::from(v, t.shape());
+  };
+  EXPECT_NE(rounded.to_vector<float>(), before.to_vector<float>());
+  expect_close(rounded, plain(round(a), round(b).transpose(0, 1), zero), k, Dtype::f32,
+               "rounded operands");
 }
 
 TEST_P(Matmul, EmptyAxes) {

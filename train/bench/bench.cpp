@@ -110,10 +110,13 @@ Tensor random_ids(const Shape& shape, int64_t vocab) {
 
 }  // namespace
 
-std::vector<BenchRow> bench_gemm(double seconds, Device device) {
+std::vector<BenchRow> bench_gemm(bool tf32, double seconds, Device device) {
+  const Tf32Scope products(tf32);
   std::vector<BenchRow> rows;
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
-    const RoofSample limit = dtype == Dtype::f32 ? fma_roof(device) : product_roof(dtype, device);
+    const bool multiply_adds = dtype == Dtype::f32 && !tf32;
+    const RoofSample limit = multiply_adds ? fma_roof(device) : product_roof(dtype, device);
+    const std::string kind = concat(name(dtype), tf32 && dtype == Dtype::f32 ? " as tf32 " : " ");
     for (const auto& [m, n, k] : {std::array<int64_t, 3>{2048, 1152, 384},
                                   {2048, 1536, 384},
                                   {2048, 384, 1536},
@@ -121,9 +124,9 @@ std::vector<BenchRow> bench_gemm(double seconds, Device device) {
                                   {64, 64, 64}}) {
       const Tensor a = random({m, k}, dtype, "a", device), b = random({n, k}, dtype, "b", device),
                    c = Tensor::empty({m, n}, dtype, device);
-      rows.push_back(measure(concat("gemm ", name(dtype), " ", m, "x", n, "x", k, ", x W^T"),
-                             seconds, 2e-9 * static_cast<double>(m * n * k), "GFLOP/s", 1e-9, limit,
-                             device, [&] { matmul_into(c, a, b.transpose(0, 1), false); }));
+      rows.push_back(measure(concat("gemm ", kind, m, "x", n, "x", k, ", x W^T"), seconds,
+                             2e-9 * static_cast<double>(m * n * k), "GFLOP/s", 1e-9, limit, device,
+                             [&] { matmul_into(c, a, b.transpose(0, 1), false); }));
     }
   }
   return rows;
@@ -182,23 +185,24 @@ void bench_norm(std::vector<BenchRow>& rows, const MemoryBench& bench, nn::NormK
       }));
 }
 
-// Forward reads the logits; backward reads them and writes their gradient.
+// Reads the logits; with a backward, writes their gradient too, in their place.
 void bench_cross_entropy(std::vector<BenchRow>& rows, const MemoryBench& bench) {
   const int64_t r = sized(2048, bench.device), v = 16384;
-  const auto values = static_cast<double>(r * v);
+  const auto count = static_cast<double>(r * v);
   const std::string size = concat(", ", r, " x ", v, ", ", name(bench.dtype));
-  const Variable logits(random({r, v}, bench.dtype, "l", bench.device), true);
+  const Tensor values = random({r, v}, bench.dtype, "l", bench.device);
   const Tensor targets = random_ids({r}, v);
-  rows.push_back(bench.row("cross-entropy forward" + size, bench.bytes(values), [&] {
+  rows.push_back(bench.row("cross-entropy forward" + size, bench.bytes(count), [&] {
     const NoGrad no_grad;
-    nn::cross_entropy(logits, targets);
+    nn::cross_entropy(Variable(values), targets);
   }));
-  Variable loss;
+  Variable logits;
   rows.push_back(bench.row(
-      "cross-entropy backward" + size, bench.bytes(2 * values), [&] { loss.backward(); },
+      "cross-entropy forward + backward" + size, bench.bytes(2 * count),
+      [&] { nn::cross_entropy(std::move(logits), targets).backward(); },
       [&] {
-        logits.zero_grad();
-        loss = nn::cross_entropy(logits, targets);
+        logits = Variable();
+        logits = Variable(values.clone(), true);
       }));
 }
 
@@ -239,6 +243,12 @@ std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dt
     const attention::ScoreResult saved = attention::softmax_forward(in, mask, {});
     row(", forward", work, [&] { attention::softmax_forward(in, mask, {}); });
     row(", backward", 2.5 * work, [&] { attention::softmax_backward(dout, saved, in, mask, {}); });
+    if (!device.is_cpu()) {
+      attention::ScoreOptions any_order;
+      any_order.deterministic = false;
+      row(", backward in any order", 2.5 * work,
+          [&] { attention::softmax_backward(dout, saved, in, mask, any_order); });
+    }
     row(", forward + backward", 3.5 * work, [&] {
       const attention::ScoreResult result = attention::softmax_forward(in, mask, {});
       attention::softmax_backward(dout, result, in, mask, {});

@@ -25,12 +25,14 @@ struct BenchRow {
 
 // Each measures for about `seconds` a row. The interpreted device shows that it runs, on sizes of
 // its own; its speed means nothing.
-std::vector<BenchRow> bench_gemm(double seconds, Device device);
+// tf32: of f32 products, as train.tf32.
+std::vector<BenchRow> bench_gemm(bool tf32, double seconds, Device device);
 // AdamW; LayerNorm, RMSNorm and cross-entropy of `dtype`, forward and backward; in GB/s of the
 // bytes that must move.
 std::vector<BenchRow> bench_memory(Dtype dtype, double seconds, Device device);
 // shapes "BxHxNxD"; counts 4 B H N N D FLOPs a forward (half when causal) and 2.5 times that a
-// backward; the limit is f32 multiply-adds (bf16 products can pass 100 %).
+// backward; the limit is f32 multiply-adds (bf16 products can pass 100 %). On GPU devices the
+// backward also without a fixed order of its sums (ScoreOptions::deterministic = false).
 std::vector<BenchRow> bench_attention(const std::vector<std::string>& shapes, Dtype dtype,
                                       bool causal, double seconds, Device device);
 

@@ -7,6 +7,7 @@
 
 #include "core/allocator.h"
 #include "core/io/file.h"
+#include "core/ops/matmul.h"
 #include "train/cli/cli.h"
 #include "train/progress.h"
 
@@ -48,10 +49,10 @@ void add_bench(CLI::App& program, int&) {
   static double seconds = 1.5;
   static std::vector<std::string> shapes;
   static std::string dtype = "f32", device = "cpu";
-  static bool causal = true;
+  static bool causal = true, tf32 = false;
   static StepBench step;
   CLI::App* gemm = bench->add_subcommand("gemm", "matrix products");
-  gemm->callback([] { print(bench_gemm(seconds, parse_device(device)), json); });
+  gemm->callback([] { print(bench_gemm(tf32, seconds, parse_device(device)), json); });
   CLI::App* memory =
       bench->add_subcommand("memory", "AdamW, norms, cross-entropy against the memory bandwidth");
   memory->callback(
@@ -78,8 +79,10 @@ void add_bench(CLI::App& program, int&) {
   whole->add_option("--context", step.context, "tokens of a sequence")->capture_default_str();
   whole->add_option("--vocab", step.vocab, "tokens of the vocabulary")->capture_default_str();
   whole->add_option("--batch", step.batch, "sequences of a step")->capture_default_str();
-  whole->callback(
-      [] { print(bench_step(step, parse_dtype(dtype), seconds, parse_device(device)), json); });
+  whole->callback([] {
+    const Tf32Scope products(tf32);
+    print(bench_step(step, parse_dtype(dtype), seconds, parse_device(device)), json);
+  });
   for (CLI::Option* size :
        whole->get_options([](const CLI::Option* o) { return o->get_name() != "--help"; }))
     size->check(whole_number(1, 1 << 24));
@@ -94,6 +97,8 @@ void add_bench(CLI::App& program, int&) {
         ->capture_default_str()
         ->check(number(0.0, 3600.0));
   }
+  for (CLI::App* verb : {gemm, whole})
+    verb->add_flag("--tf32", tf32, "f32 products on a card by tensor cores (train.tf32)");
   for (CLI::App* verb : {memory, attention, whole})
     verb->add_option("--dtype", dtype, "f32 or bf16")
         ->capture_default_str()

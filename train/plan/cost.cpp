@@ -78,7 +78,10 @@ MemoryCost memory_cost(const GptSizes& z, const Division& d) {
                       (z.compute != Dtype::f32 ? p.e * number(z.head_matrix()) : 0.0) +
                       p.T * (8 + 8) +  // tokens, targets
                       (z.position_added ? p.T * 4 * p.C : 0.0);
-  const double saved = p.L * kept + ends;
+  // Casts of weights that several passes share stay to the end of the step.
+  const double block_casts =
+      z.compute != Dtype::f32 && d.passes() > 1 ? p.e * p.L * number(z.block_matrices()) : 0.0;
+  const double saved = p.L * kept + ends + (z.recompute ? block_casts : 0.0);
   // Gradients between the ops of a block's backward: of the stream, twice, and of one side of the
   // MLP (the other takes the place of what it is the gradient of).
   const double between = p.T * (8 * p.C + p.e * p.F);
@@ -92,7 +95,8 @@ MemoryCost memory_cost(const GptSizes& z, const Division& d) {
   const double second =
       z.recompute ? saved + block + between + 4 * number(z.head_matrix()) + start_gradients : 0.0;
   const double end = 4 * n + (z.recompute ? block : 0.0) + between +
-                     4 * p.V * p.C;  // the embedding's, before it is added to the head's
+                     4 * p.V * p.C +  // the embedding's, before it is added to the head's
+                     block_casts;
   if (start >= end && start >= second) {
     m.activations = saved, m.logits = logits, m.gradients = start_gradients;
   } else if (second >= end) {
@@ -217,11 +221,12 @@ double memory_bytes(const GptSizes& z, const Division& d) {
   const double forward = 2 * norm_forward + act_forward;
   const double block = forward * (z.recompute ? 2 : 1) + 2 * norm_backward + act_backward + biases;
   const double ends = norm_forward + norm_backward + 4 * 4 * C + 2 * e * p.V;
-  // Once a pass: casts of the weights. Once a step: the norm of gradients, the optimizer.
-  const double casts = z.compute == Dtype::f32
-                           ? 0.0
-                           : number(d.passes()) * (4 + e) *
-                                 (p.L * number(z.block_matrices()) + number(z.head_matrix()));
+  // Once a step: casts of the weights, the norm of gradients, the optimizer.
+  const double casts =
+      z.compute == Dtype::f32
+          ? 0.0
+          : (z.recompute && d.passes() == 1 ? 2 : 1) * (4 + e) * p.L * number(z.block_matrices()) +
+                (4 + e) * number(z.head_matrix());
   const double more_passes = number(d.passes() - 1) * 12 * n;
   const double optimizer =
       4 * n + n / over * (12 + 2 * number(d.state_bytes) + 3 * number(d.average_bytes));

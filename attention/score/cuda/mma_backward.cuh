@@ -118,7 +118,7 @@ __device__ inline int turn_of(const Arguments<T>& a, const KeyBlock& block, int 
   return block.key0 / kKeys - key_limits(a, i0).first / kKeys;
 }
 __device__ inline void wait_turn(Global<int> turn, int mine) {
-  while (load_acquire(turn) != mine) spin();
+  wait_until([=] { return load_acquire(turn) == mine; });
 }
 
 // The first step from `step` on that is not skipped. In turns, this block's is passed on where

@@ -173,7 +173,7 @@ __device__ inline int number_of(const Arguments<bf16>& a, const HopperKeys& keys
   return keys.key0 / F::kKeys - key_limits(a, tile * F::kQ).first / F::kKeys;
 }
 __device__ inline void wait_turn(Global<int> turn, int mine) {
-  while (load_acquire(turn) != mine) spin();
+  wait_until([=] { return load_acquire(turn) == mine; });
 }
 
 // Adds the halves that a computing warpgroup leaves.
