@@ -29,7 +29,7 @@ TEST(Registry, EverySystemIsDescribedAndHasGoldenFiles) {
     EXPECT_FALSE(system.op.inputs.empty() || system.op.outputs.empty()) << name;
     EXPECT_TRUE(std::filesystem::exists("attention/" + name + "/" + name + ".h")) << name;
     const auto files = golden_files();
-    EXPECT_TRUE(std::any_of(files.begin(), files.end(), [&](const auto& f) {
+    EXPECT_TRUE(std::any_of(files.begin(), files.end(), [&, name = name](const auto& f) {
       return f.filename().string().starts_with(name + "__");
     })) << name;
   }
