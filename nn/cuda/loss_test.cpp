@@ -104,7 +104,7 @@ TEST_P(LossOn, OverwritesLogitsThatNobodyElseSees) {
       Variable other;
       Tensor view;
       for (const auto& seen : std::vector<std::function<Variable(Variable)>>{
-               [&](Variable l) { return cross_entropy(l, targets, {0.1}); },
+               [&](const Variable& l) { return cross_entropy(l, targets, {0.1}); },
                [&](Variable l) {
                  other = l;
                  return cross_entropy(std::move(l), targets, {0.1});
