@@ -9,6 +9,7 @@
 #include <functional>
 #include <numeric>
 
+#include "distributed/agreement.h"
 #include "distributed/communicator.h"
 
 namespace fovea::distributed {

@@ -2,6 +2,7 @@
 #include "distributed/context_attention.h"
 
 #include "autograd/ops.h"
+#include "distributed/agreement.h"
 #include "distributed/context_call.h"
 #include "distributed/ulysses.h"
 

@@ -7,6 +7,7 @@
 
 #include "core/fixed_point.h"
 #include "core/rng.h"
+#include "distributed/agreement.h"
 
 namespace fovea::distributed {
 namespace {

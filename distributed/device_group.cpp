@@ -9,6 +9,7 @@
 
 #include "core/cuda/device.h"
 #include "core/warning.h"
+#include "distributed/agreement.h"
 #include "distributed/local_card.h"
 #if defined(FOVEA_CUDA)
 #include "distributed/card/nccl.h"

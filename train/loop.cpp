@@ -84,20 +84,6 @@ void Trainer::log_evaluation(const EvalSums& sums, MetricsWriter& metrics, Progr
                           fixed(100.0 * accuracy, 2), " %", better ? "  (best)" : ""));
 }
 
-// Rank 0's folder as every rank sees it that writes parts of checkpoints; absent where none does.
-std::optional<RunFolder> Trainer::shared_folder(const RunFolder* folder) const {
-  if (!sharded()) return {};
-  const std::string path = distributed::broadcast_text(
-      ranks(), folder != nullptr ? std::filesystem::absolute(folder->path()).string() : "", 0);
-  try {
-    return RunFolder::open(path);
-  } catch (const Error& error) {
-    throw Error(concat(error.what(),
-                       "; with train.zero = 1 every rank writes its part of a "
-                       "checkpoint, so train.runs must be a folder that all ranks see"));
-  }
-}
-
 Outcome Trainer::train(const RunFolder* folder, const std::atomic<int>& stop, std::ostream& out,
                        bool terminal) {
   const TrainOptions& train = experiment_.train;
