@@ -114,6 +114,8 @@ TEST_F(OnRanks, ASequenceOverThreadsAndProcessesTrainsAsOneRankDoes) {
   EXPECT_LINE(four.out, "4 ranks (data 1 x ring 2 x ulysses 2), ZeRO-1");
   expect_near(losses(runs().at(0)), expected);
   EXPECT_TRUE(fs::exists(runs().at(0) / "sample.txt"));
+  EXPECT_LINE(run({"eval", runs().at(0).string()}).out, "step 24: held-out loss");
+  EXPECT_EQ(run({"sample", runs().at(0).string(), "--tokens=3"}).status, 0);
   const fs::path copy = folder / "copy";
   fs::copy(runs().at(0), copy, fs::copy_options::recursive);
   for (const char* later : {"15", "20", "24"}) fs::remove(checkpoint(copy, later));

@@ -32,7 +32,7 @@ void add_doctor(CLI::App& program, int& status);
 CLI::Validator whole_number(int64_t least, int64_t most);
 CLI::Validator number(double least, double most);
 
-// The experiment of a run folder, as its config.toml says.
+// The experiment of a run folder, as its config.toml says, for one rank.
 void load_experiment(Experiment& experiment, const RunFolder& folder);
 
 }  // namespace fovea::train::cli

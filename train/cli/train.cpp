@@ -151,6 +151,9 @@ std::vector<config::Flag> flags_of(const std::vector<std::string>& arguments) {
 
 void load_experiment(Experiment& experiment, const RunFolder& folder) {
   config::load(experiment, folder.config());
+  MeshOptions& mesh = experiment.mesh;  // of one rank
+  mesh.data = mesh.window = 0;
+  mesh.ring = mesh.ulysses = 1;
 }
 
 void add_train(CLI::App& program, int& status) {
