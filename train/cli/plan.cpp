@@ -50,7 +50,7 @@ std::string bytes(double x) { return short_bytes(static_cast<int64_t>(x)); }
 void print_machine(const Machine& m, int64_t devices) {
   std::cout << (m.measured ? "measured here" : "as told") << ", a device"
             << (m.measured && devices > 1 ? concat(" (1/", devices, " of this machine)") : "")
-            << ": memory " << bytes(m.memory) << " at " << std::setprecision(3)
+            << ": memory " << bytes(m.memory) << " at " << std::setprecision(4)
             << 1e-9 * m.memory_bandwidth << " GB/s; products " << 1e-12 * m.products
             << ", attention " << 1e-12 * m.attention << " forward and "
             << 1e-12 * m.attention_backward << " backward TFLOP/s";
