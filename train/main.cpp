@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "core/version.h"
 #include "core/warning.h"
 #include "distributed/mpi.h"
 #include "train/cli/cli.h"
@@ -94,7 +95,7 @@ static int run(int argc, char** argv) {
   using namespace fovea::train;
   CLI::App program("Fovea: train small GPTs and ViTs with any attention, from experiment files.",
                    "fovea");
-  program.set_version_flag("--version", "fovea " FOVEA_VERSION);
+  program.set_version_flag("--version", fovea::concat("fovea ", fovea::version()));
   program.require_subcommand(1);
   program.failure_message([](const CLI::App* app, const CLI::Error& error) {
     while (app->get_subcommands().size() == 1) app = app->get_subcommands().front();

@@ -11,6 +11,7 @@
 #include "core/cuda/device.h"
 #include "core/fixed_point.h"
 #include "core/ops/matmul.h"
+#include "core/version.h"
 #include "core/warning.h"
 #include "distributed/agreement.h"
 #include "distributed/device_group.h"
@@ -59,7 +60,7 @@ std::string keys_of(const std::string& toml) {
 // The mesh of a job. Ranks of another version or config are refused before they do anything.
 distributed::Mesh mesh_of(Experiment& experiment, const distributed::Communicator& ranks,
                           Device device) {
-  distributed::check_agree(ranks, "version of fovea", FOVEA_VERSION);
+  distributed::check_agree(ranks, "version of fovea", version());
   distributed::check_agree(ranks, "config", keys_of(config::resolved_toml(experiment)));
   return {distributed::device_group(ranks, device), mesh_sizes(experiment.mesh, ranks.size())};
 }

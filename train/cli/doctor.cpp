@@ -11,6 +11,7 @@
 #include "core/cpu/isa.h"
 #include "core/cuda/device.h"
 #include "core/parallel.h"
+#include "core/version.h"
 #include "distributed/device_group.h"
 #include "distributed/local_card.h"
 #include "train/bench/roof.h"
@@ -79,7 +80,7 @@ void cards_of_ranks() {
 }
 
 void doctor() {
-  std::cout << "fovea " FOVEA_VERSION "\n\nprocessor\n  " << cpu_name()
+  std::cout << "fovea " << version() << "\n\nprocessor\n  " << cpu_name()
             << "\n  kernels: " << name(cpu_isa()) << ", " << num_threads()
             << " threads\n  memory: " << memory_line()
             << "\n  matrix products: " << measured(product_roof(Dtype::f32)) * 1e-9
