@@ -28,7 +28,13 @@ class Stacks {
  public:
   Stacks() = default;
   ~Stacks() {
-    for (void* stack : stacks_) munmap(stack, kStack);
+    for (void* stack : stacks_) {
+#if defined(__SANITIZE_ADDRESS__)
+      // Fibers leave marks, which whatever is mapped here next would trip over.
+      __asan_unpoison_memory_region(stack, kStack);
+#endif
+      munmap(stack, kStack);
+    }
   }
   Stacks(const Stacks&) = delete;
   Stacks& operator=(const Stacks&) = delete;
@@ -37,10 +43,6 @@ class Stacks {
       void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       FOVEA_CHECK(stack != MAP_FAILED, "interpreter: no memory for the stack of a thread");
-#if defined(__SANITIZE_ADDRESS__)
-      // A stack that ended here may have left its marks.
-      __asan_unpoison_memory_region(stack, kStack);
-#endif
       stacks_.push_back(stack);
     }
     // Tops at different lines of a page: those at equal ones would share a few sets of the cache.

@@ -218,7 +218,7 @@ TEST_F(OnRanks, AProcessThatIsGoneOrHangsEndsTheJobWhichFewerRanksContinue) {
     if (!processes(3)) GTEST_SKIP() << "no mpirun";
     setenv("FOVEA_COMM_TIMEOUT", signal == SIGSTOP ? "6" : "60", 1);
     const size_t rank = random() % 3;
-    const auto delay = std::chrono::milliseconds(random() % 30);
+    const auto delay = std::chrono::milliseconds(random() % 15);
     SCOPED_TRACE("signal " + std::to_string(signal) + " to rank " + std::to_string(rank) +
                  " after " + std::to_string(delay.count()) + " ms");
     const pid_t job = start({"train", (folder / "tiny.toml").string(), "--train.zero=1"});
