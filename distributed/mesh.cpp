@@ -8,7 +8,8 @@ Mesh::Mesh(const Communicator& world, const MeshSizes& sizes) : sizes_(sizes) {
   FOVEA_CHECK(D > 0 && R > 0 && U > 0, "mesh: expected sizes of at least 1, found data ", D,
               ", ring ", R, ", ulysses ", U);
   FOVEA_CHECK(int64_t{D} * R * U == world.size(), "mesh: data ", D, " x ring ", R, " x ulysses ", U,
-              " is ", int64_t{D} * R * U, " ranks, but the job has ", world.size());
+              " is ", int64_t{D} * R * U, " ranks, but the job has ", world.size(),
+              "; mesh.data, mesh.ring and mesh.ulysses divide it");
   const int rank = world.rank();
   place_ = {rank / (R * U), rank / U % R, rank % U};
   const auto [data, ring, ulysses] = place_;

@@ -50,7 +50,10 @@ TEST(Mesh, SizesThatAreNotTheRanksAreRefused) {
     }
     return "";
   };
-  EXPECT_EQ(what({2, 3, 1}), "mesh: data 2 x ring 3 x ulysses 1 is 6 ranks, but the job has 1");
+  EXPECT_EQ(
+      what({2, 3, 1}),
+      "mesh: data 2 x ring 3 x ulysses 1 is 6 ranks, but the job has 1; mesh.data, mesh.ring and "
+      "mesh.ulysses divide it");
   EXPECT_EQ(what({0, 1, 1}), "mesh: expected sizes of at least 1, found data 0, ring 1, ulysses 1");
   EXPECT_EQ(what({1, 1, 1}), "");
 }
