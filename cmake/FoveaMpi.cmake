@@ -34,12 +34,12 @@ if(FOVEA_WITH_MPI AND MPIEXEC_EXECUTABLE)
   list(APPEND FOVEA_MPIEXEC ${MPIEXEC_NUMPROC_FLAG})
 endif()
 
-# Runs the tests of distributed_tests that need processes: on 2, 3 and 4, and with one that fails.
+# Runs the tests of distributed_tests that need processes: on 2, 3, 4 and 8, and with one that fails.
 function(fovea_mpi_tests)
   if(NOT FOVEA_MPIEXEC)
     return()
   endif()
-  foreach(ranks 2 3 4)
+  foreach(ranks 2 3 4 8)
     add_test(NAME distributed.mpi_${ranks}
              COMMAND ${FOVEA_MPIEXEC} ${ranks} $<TARGET_FILE:distributed_tests> --gtest_filter=*/Mpi.*)
     set_tests_properties(distributed.mpi_${ranks} PROPERTIES LABELS distributed TIMEOUT 300 PROCESSORS ${ranks}
