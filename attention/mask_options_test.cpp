@@ -3,17 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include "core/testing/error_of.h"
+
 namespace fovea::attention {
 namespace {
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 TEST(MaskOptions, WhatDoesNotFitIsNamed) {
   const auto mask = [](const std::vector<std::pair<std::string, std::string>>& flags,
@@ -41,7 +34,8 @@ TEST(MaskOptions, WhatDoesNotFitIsNamed) {
   EXPECT_EQ(mask({{"mask", "block_sparse"}, {"rows", "[3, 3, 2]"}, {"cols", "[3, 3, 3]"}}, blocks),
             "mask: rows are 3 blocks of 8 tokens; expected 3 blocks of 9");
   EXPECT_EQ(
-      mask({{"mask", "block_sparse"}, {"rows", "[[3, 3, 3]]"}, {"cols", "[3, 3, 3]"}}, blocks), "");
+      mask({{"mask", "block_sparse"}, {"rows", "[[3, 3, 3]]"}, {"cols", "[3, 3, 3]"}}, blocks),
+      "no error");
   EXPECT_EQ(mask({{"mask", "block_sparse"},
                   {"rows", "[[3, 3, 3], [3, 3, 3], [3, 3, 3]]"},
                   {"cols", "[3, 3, 3]"}},

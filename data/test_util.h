@@ -11,19 +11,9 @@
 
 #include "core/error.h"
 #include "core/io/file.h"
+#include "core/testing/error_of.h"
 
 namespace fovea::data {
-
-// What f throws, or "no error".
-template <typename F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 #define EXPECT_ERROR(expression, part)                                          \
   do {                                                                          \

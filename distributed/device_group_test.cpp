@@ -5,6 +5,7 @@
 
 #include "autograd/ops.h"
 #include "core/testing/devices.h"
+#include "core/testing/error_of.h"
 #include "distributed/collective_cases.h"
 #include "distributed/context_cases.h"
 #include "distributed/data_parallel.h"
@@ -15,15 +16,6 @@
 
 namespace fovea::distributed {
 namespace {
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 // ---- which way ----------------------------------------------------------------------------------
 
@@ -115,7 +107,6 @@ TEST_P(DeviceGroupOn, CallsOnSeveralGroupsKeepOneOrder) {
 
 // Attention over a ring in the group gives the bits that it gives through the host.
 TEST_P(DeviceGroupOn, AttentionIsThatThroughTheHost) {
-  if (device().is_cpu()) GTEST_SKIP() << "its group is the job";
   const ContextCase p = context_case(1, 2, 1, 8, Mask().causal());
   run_ranks(4, [&, device = device()](const Communicator& job) {
     for (const ContextOptions& options : {ContextOptions{}, {Exchange::ring, 2, 1}}) {

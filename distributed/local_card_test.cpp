@@ -6,18 +6,10 @@
 #include <cstdlib>
 
 #include "core/error.h"
+#include "core/testing/error_of.h"
 
 namespace fovea::distributed {
 namespace {
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 // What a rank sees of a node with `cards` cards; "as it was" where that is left alone.
 std::string card_of(int local_rank, const std::optional<std::string>& list, int cards = 8) {

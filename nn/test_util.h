@@ -9,6 +9,7 @@
 
 #include "autograd/variable.h"
 #include "core/rng.h"
+#include "core/testing/error_of.h"
 
 namespace fovea::nn {
 
@@ -31,17 +32,6 @@ inline double relative_error(const Tensor& x, const Tensor& reference) {
     norm += b[i] * b[i];
   }
   return std::sqrt(difference / std::max(norm, 1e-30));
-}
-
-// What f throws, or "no error".
-template <typename F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
 }
 
 }  // namespace fovea::nn

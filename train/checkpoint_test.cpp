@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "core/io/file.h"
+#include "core/testing/error_of.h"
 
 namespace fovea::train {
 namespace {
@@ -18,14 +19,6 @@ class Checkpoints : public testing::Test {
     fs::create_directories(folder);
   }
   void TearDown() override { fs::remove_all(folder); }
-  std::string error(const std::function<void()>& f) const {
-    try {
-      f();
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "no error";
-  }
   fs::path folder;
 };
 
@@ -43,14 +36,14 @@ TEST_F(Checkpoints, CheckpointsRoundTripAndNameWhatDoesNotFit) {
   EXPECT_EQ(back.integer("step"), 7);
   const std::string where = "checkpoint " + (folder / "c.h5").string() + ": ";
   EXPECT_EQ(
-      error([&] { back.restore("model.b.weight", target); }),
+      error_of([&] { back.restore("model.b.weight", target); }),
       where + "tensor model.b.weight is missing; was it written by another model or optimizer?");
-  EXPECT_EQ(error([&] {
+  EXPECT_EQ(error_of([&] {
               back.restore("model.a.weight", Tensor::zeros({2, 3}));
             }),
             where + "model.a.weight is f32 [3, 2] but the model needs f32 [2, 3]");
-  EXPECT_EQ(error([&] { back.attribute("samples"); }), where + "attribute samples is missing");
-  EXPECT_EQ(error([&] { back.integer("config"); }),
+  EXPECT_EQ(error_of([&] { back.attribute("samples"); }), where + "attribute samples is missing");
+  EXPECT_EQ(error_of([&] { back.integer("config"); }),
             where + "attribute config is \"x = 1\n\"; expected a number");
 }
 
@@ -98,13 +91,13 @@ TEST_F(CheckpointParts, AnyStretchOfATensorIsReadFromTheParts) {
         EXPECT_EQ(part.to_vector<float>()[static_cast<size_t>(i - from)],
                   static_cast<float>(1 + i));
     }
-  EXPECT_NE(error([&] {
+  EXPECT_NE(error_of([&] {
               back.restore("optimizer.m.w", Tensor::zeros({6}));
             }).find("optimizer.m.w is f32 [3, 2] but the model needs f32 [6]"),
             std::string::npos);
-  EXPECT_NE(error([&] { back.tensor("optimizer.v.w"); }).find("optimizer.v.w is missing"),
+  EXPECT_NE(error_of([&] { back.tensor("optimizer.v.w"); }).find("optimizer.v.w is missing"),
             std::string::npos);
-  EXPECT_NE(error([&] {
+  EXPECT_NE(error_of([&] {
               read_checkpoint(part_path(path(), "0000000a", 1, 3));
             }).find("is one rank's part of a checkpoint"),
             std::string::npos);
@@ -132,7 +125,7 @@ TEST_F(CheckpointParts, MissingDamagedAndForeignPartsAreNamed) {
   const fs::path second = part_path(path(), "0000000a", 1, 3);
   EXPECT_EQ(second.filename(), "step_00000007.0000000a.2-of-3.h5");
   const std::string bytes = read_file(second);
-  const auto found = [&] { return error([&] { read_checkpoint(path()); }); };
+  const auto found = [&] { return error_of([&] { read_checkpoint(path()); }); };
   std::string damaged = bytes;
   damaged[damaged.size() / 2] ^= 1;
   for (const std::string& content : {damaged, bytes.substr(0, bytes.size() / 2)}) {
@@ -146,8 +139,9 @@ TEST_F(CheckpointParts, MissingDamagedAndForeignPartsAreNamed) {
   // Parts of the right save that do not cover a tensor.
   fs::remove(second);
   fs::copy(part_path(path(), "0000000a", 0, 3), second);
-  EXPECT_NE(error([&] { read_checkpoint(path()).tensor("optimizer.m.w"); }).find("its parts have"),
-            std::string::npos);
+  EXPECT_NE(
+      error_of([&] { read_checkpoint(path()).tensor("optimizer.m.w"); }).find("its parts have"),
+      std::string::npos);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <mutex>
 
+#include "core/testing/error_of.h"
 #include "distributed/threads.h"
 #include "train/trainer.h"
 
@@ -110,14 +111,5 @@ inline void expect_near(const std::vector<double>& found, const std::vector<doub
 }
 
 inline constexpr double kRounding = 1e-5;  // f32, 20 steps
-
-inline std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const std::exception& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 }  // namespace fovea::train

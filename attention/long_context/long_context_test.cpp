@@ -3,18 +3,10 @@
 
 #include "autograd/gradcheck.h"
 #include "core/testing/devices.h"
+#include "core/testing/error_of.h"
 
 namespace fovea::attention {
 namespace {
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 Tensor random_x(const Shape& shape) {
   const Tensor x = Tensor::empty(shape, Dtype::f64);

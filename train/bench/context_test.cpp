@@ -4,21 +4,13 @@
 #include <gtest/gtest.h>
 
 #include "core/testing/devices.h"
+#include "core/testing/error_of.h"
 #include "distributed/device_group.h"
 #include "distributed/launch.h"
 #include "train/bench/comm.h"
 
 namespace fovea::train {
 namespace {
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 ContextBench small(int ranks) {
   ContextBench bench;

@@ -10,6 +10,7 @@
 
 #include "core/allocator.h"
 #include "core/parallel.h"
+#include "core/testing/error_of.h"
 #include "data/source.h"
 #include "distributed/context_attention.h"
 #include "distributed/launch.h"
@@ -42,15 +43,6 @@ Experiment experiment_of(const Flags& more) {
   Experiment experiment;
   config::load_text(experiment, "", "test", flags);
   return experiment;
-}
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 TEST(Plan, ParametersAreThoseOfTheModel) {
